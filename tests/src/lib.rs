@@ -1,0 +1,1 @@
+//! Kernel and end-to-end tests: one file in `tests/` per claim.

@@ -1,0 +1,1 @@
+//! traffic-agent: the library behind the command.

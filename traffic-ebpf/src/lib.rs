@@ -1,0 +1,206 @@
+//! What the eBPF program and the agent must agree on: the cells, how they are addressed, and the
+//! arithmetic that turns a super-packet into what the wire carries.
+//!
+//! The library is `no_std` and free of dependencies, so the program uses it on the bpf target and
+//! plain `cargo test` reaches it on the host. The program itself is `program.rs`, behind `main.rs`.
+//!
+//! # How a cell is addressed
+//!
+//! The map `CELLS` is a per-CPU array with one element per *interface slot*. An element holds the
+//! [`CELLS_PER_INTERFACE`] cells of that interface, at [`cell_index`]: direction, port slot, family.
+//! Nothing is hashed on the way of a packet, so nothing can fill up: what has no slot of its own has
+//! a slot for the rest ([`INTERFACE_SLOT_OTHER`], [`PORT_SLOT_CLIENT_TCP`], [`PORT_SLOT_CLIENT_UDP`]).
+//!
+//! Three byte tables (map `SLOTS`, memory-mapped by the agent) give the slot of a number at once: TCP
+//! ports, UDP ports and interface numbers. Who holds a slot stands in the map `SLOT_OWNERS`. Program
+//! and agent claim slots by the same rule: insert the owner if there is none, then write the byte.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod wire;
+
+/// Version of everything in this file. Part of every pin path: a pinned map of another layout opens
+/// without an error.
+pub const ABI_VERSION: u32 = 1;
+
+/// Traffic of one cell. All fields only grow; readers take differences.
+///
+/// * `packets`, `bytes`: as the hook saw them, before segmentation. `bytes` is L3: IP header included,
+///   link-layer header not. This is what iptables, nft and systemd call packets and bytes.
+/// * `wire_packets`, `wire_bytes`: as on the wire, a super-packet once per segment, each with its own
+///   IP and transport header.
+/// * `payload_bytes`: what follows the TCP or UDP header (the IP header for other protocols).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// sk_buffs seen by the hook.
+    pub packets: u64,
+    /// L3 bytes as the hook saw them.
+    pub bytes: u64,
+    /// IP packets as on the wire.
+    pub wire_packets: u64,
+    /// L3 bytes as on the wire: the exact figure of every report.
+    pub wire_bytes: u64,
+    /// Bytes behind the transport header.
+    pub payload_bytes: u64,
+}
+
+// Program and agent must agree on every byte: changing this also changes `ABI_VERSION`.
+const _: () = assert!(size_of::<Cell>() == 40 && align_of::<Cell>() == 8);
+
+/// All cells of one interface slot: the value of the map `CELLS`.
+pub type InterfaceCells = [Cell; CELLS_PER_INTERFACE];
+
+/// Elements of the map `CELLS`.
+pub const INTERFACE_SLOTS: usize = 8;
+/// Interface slot of the loopback interface, which has number 1 in every network namespace.
+pub const INTERFACE_SLOT_LOOPBACK: u8 = 0;
+/// First interface slot that an interface can claim.
+pub const INTERFACE_SLOT_FIRST: u8 = 1;
+/// Interface slot shared by all interfaces that found no slot of their own.
+pub const INTERFACE_SLOT_OTHER: u8 = 7;
+/// Number of the loopback interface. Source: `LOOPBACK_IFINDEX`, include/net/flow.h.
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
+/// Directions, seen from the cgroup.
+pub const DIRECTIONS: usize = 2;
+/// Delivered to a socket of the cgroup.
+pub const INGRESS: u32 = 0;
+/// Sent by a socket of the cgroup.
+pub const EGRESS: u32 = 1;
+
+/// IP versions of the packet (not of the socket, which may carry IPv4 on an IPv6 socket).
+pub const FAMILIES: usize = 2;
+/// The packet is IPv4.
+pub const IPV4: u32 = 0;
+/// The packet is IPv6.
+pub const IPV6: u32 = 1;
+
+/// Port slots of one interface and direction.
+pub const PORT_SLOTS: usize = 64;
+/// Upstream leg, TCP. Also the number of the TCP port table.
+pub const PORT_SLOT_UPSTREAM_TCP: u8 = 0;
+/// Upstream leg, UDP. Also the number of the UDP port table.
+pub const PORT_SLOT_UPSTREAM_UDP: u8 = 1;
+/// ICMP and ICMPv6, which have no port: upstream.
+pub const PORT_SLOT_UPSTREAM_ICMP: u8 = 2;
+/// Every other protocol, and what could not be parsed: upstream.
+pub const PORT_SLOT_UPSTREAM_OTHER: u8 = 3;
+/// First port slot that a listening port can claim.
+pub const PORT_SLOT_FIRST: u8 = 4;
+/// Client leg of all listening TCP ports that found no slot of their own.
+pub const PORT_SLOT_CLIENT_TCP: u8 = 62;
+/// Client leg of all listening UDP ports that found no slot of their own.
+pub const PORT_SLOT_CLIENT_UDP: u8 = 63;
+/// In a port table: never the client leg, whatever listens there (`--port '!tcp/443'`).
+pub const PORT_EXCLUDED: u8 = 255;
+
+/// Cells in one element of the map `CELLS`.
+pub const CELLS_PER_INTERFACE: usize = DIRECTIONS * PORT_SLOTS * FAMILIES;
+
+/// Table of the map `SLOTS` that is indexed by TCP port.
+pub const TABLE_TCP: u32 = PORT_SLOT_UPSTREAM_TCP as u32;
+/// Table of the map `SLOTS` that is indexed by UDP port.
+pub const TABLE_UDP: u32 = PORT_SLOT_UPSTREAM_UDP as u32;
+/// Table of the map `SLOTS` that is indexed by interface number.
+pub const TABLE_INTERFACE: u32 = 2;
+/// Elements of the map `SLOTS`.
+pub const TABLES: usize = 3;
+/// Bytes of one table: one per number. An interface number beyond it shares [`INTERFACE_SLOT_OTHER`].
+pub const TABLE_BYTES: usize = 1 << 16;
+/// In a table: this number has no slot (yet). For a port that means the upstream leg.
+pub const SLOT_NONE: u8 = 0;
+/// Capacity of the map `SLOT_OWNERS`: more than there are slots, so an insert fails only for a slot
+/// that is taken.
+pub const SLOT_OWNERS_ENTRIES: u32 = 128;
+
+const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Cell>() == 10_240);
+const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
+const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
+const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);
+
+/// Returns where in an [`InterfaceCells`] the cell of these coordinates lies.
+#[inline(always)]
+pub const fn cell_index(direction: u32, port_slot: u32, family: u32) -> usize {
+    (direction as usize * PORT_SLOTS + port_slot as usize) * FAMILIES + family as usize
+}
+
+/// Which slots a table hands out: `first..=last`, and `rest` when all are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRange {
+    /// First slot that can be claimed.
+    pub first: u8,
+    /// Last slot that can be claimed.
+    pub last: u8,
+    /// The slot shared by whatever comes later.
+    pub rest: u8,
+}
+
+/// Returns the slots that `table` hands out. The TCP and the UDP table share theirs.
+#[inline(always)]
+pub const fn slot_range(table: u32) -> SlotRange {
+    match table {
+        TABLE_INTERFACE => SlotRange {
+            first: INTERFACE_SLOT_FIRST,
+            last: INTERFACE_SLOT_OTHER - 1,
+            rest: INTERFACE_SLOT_OTHER,
+        },
+        TABLE_UDP => SlotRange {
+            first: PORT_SLOT_FIRST,
+            last: PORT_SLOT_CLIENT_TCP - 1,
+            rest: PORT_SLOT_CLIENT_UDP,
+        },
+        _ => SlotRange {
+            first: PORT_SLOT_FIRST,
+            last: PORT_SLOT_CLIENT_TCP - 1,
+            rest: PORT_SLOT_CLIENT_TCP,
+        },
+    }
+}
+
+/// Returns the key of a slot in the map `SLOT_OWNERS`. Both port tables share one set of slots.
+#[inline(always)]
+pub const fn slot_key(table: u32, slot: u8) -> u32 {
+    let interfaces = (table == TABLE_INTERFACE) as u32;
+    interfaces << 8 | slot as u32
+}
+
+/// Returns what stands in `SLOT_OWNERS` for a number of a table: `(table, number)` in one `u32`.
+#[inline(always)]
+pub const fn slot_owner(table: u32, number: u16) -> u32 {
+    table << 16 | number as u32
+}
+
+/// Takes apart what [`slot_owner`] made: `(table, number)`.
+#[inline(always)]
+pub const fn owner_parts(owner: u32) -> (u32, u16) {
+    (owner >> 16, owner as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_coordinate_has_a_cell_of_its_own() {
+        let mut seen = vec![false; CELLS_PER_INTERFACE];
+        for direction in [INGRESS, EGRESS] {
+            for port_slot in 0..PORT_SLOTS as u32 {
+                for family in [IPV4, IPV6] {
+                    let index = cell_index(direction, port_slot, family);
+                    assert!(!seen[index], "cell {index} is addressed twice");
+                    seen[index] = true;
+                }
+            }
+        }
+        assert!(seen.iter().all(|seen| *seen));
+    }
+
+    #[test]
+    fn port_and_interface_slots_do_not_share_owner_keys() {
+        assert_ne!(slot_key(TABLE_TCP, 5), slot_key(TABLE_INTERFACE, 5));
+        // One set of slots for both protocols, told apart by the owner.
+        assert_eq!(slot_key(TABLE_TCP, 5), slot_key(TABLE_UDP, 5));
+        assert_eq!(owner_parts(slot_owner(TABLE_UDP, 65_535)), (TABLE_UDP, 65_535));
+    }
+}
