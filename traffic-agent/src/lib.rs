@@ -1,4 +1,5 @@
 //! traffic-agent: the library behind the command.
 
+pub mod kernel;
 pub mod method;
 pub mod report;
