@@ -1,5 +1,7 @@
 //! traffic-agent: the library behind the command.
 
+pub mod estimate;
 pub mod kernel;
+pub mod ledger;
 pub mod method;
 pub mod report;
