@@ -9,8 +9,7 @@ use traffic_ebpf::{
 use crate::{
     method::ListeningPort,
     report::{
-        CellReport, Counters, Direction, Directions, Family, Leg, Origin, PortReport, Protocol,
-        Scope, Scopes,
+        CellReport, Direction, Directions, Family, Leg, Origin, PortReport, Protocol, Scope, Scopes,
     },
 };
 
@@ -141,6 +140,8 @@ pub fn sum(cells: &[CellReport], keep: impl Fn(&CellReport) -> bool) -> Directio
 #[cfg(test)]
 mod tests {
     use traffic_ebpf::{EGRESS, IPV6, PORT_SLOT_FIRST, cell_index};
+
+    use crate::report::Counters;
 
     use super::*;
 

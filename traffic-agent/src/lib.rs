@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod cli;
 pub mod estimate;
 pub mod kernel;
 pub mod ledger;
