@@ -1,8 +1,10 @@
 //! traffic-agent: the library behind the command.
 
+pub mod child;
 pub mod cli;
 pub mod estimate;
 pub mod kernel;
 pub mod ledger;
 pub mod method;
 pub mod report;
+pub mod signals;
