@@ -1,4 +1,6 @@
 //! traffic-agent: the library behind the command.
 
 pub mod method;
+pub mod netns;
 pub mod report;
+pub mod target;
