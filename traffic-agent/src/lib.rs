@@ -6,5 +6,7 @@ pub mod estimate;
 pub mod kernel;
 pub mod ledger;
 pub mod method;
+pub mod netns;
 pub mod report;
 pub mod signals;
+pub mod target;
