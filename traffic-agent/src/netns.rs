@@ -70,6 +70,15 @@ impl NetNs {
         Ok(Self { file, path: path.to_owned(), inode })
     }
 
+    /// Opens it a second time.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|source| Error::Open { path: self.path.clone(), source })?;
+        Ok(Self { file, path: self.path.clone(), inode: self.inode })
+    }
+
     /// Its inode: two namespaces are the same if and only if theirs are.
     pub fn inode(&self) -> u64 {
         self.inode

@@ -133,15 +133,25 @@ impl PortFilter {
 
     /// Every port that is added, and not taken away.
     pub fn added(&self) -> BTreeSet<ListeningPort> {
+        self.named(false).filter(|port| !self.excludes(*port)).collect()
+    }
+
+    /// Every port that is taken away.
+    pub fn excluded(&self) -> BTreeSet<ListeningPort> {
+        self.named(true).collect()
+    }
+
+    fn named(&self, exclude: bool) -> impl Iterator<Item = ListeningPort> {
         let both = [Protocol::Tcp, Protocol::Udp];
         self.0
             .iter()
-            .filter(|rule| !rule.exclude)
+            .filter(move |rule| rule.exclude == exclude)
             .flat_map(|rule| rule.ports.clone().map(move |port| (rule, port)))
-            .flat_map(|(rule, port)| both.map(|protocol| (rule, ListeningPort { protocol, port })))
-            .filter(|&(rule, port)| rule.matches(port) && !self.excludes(port))
+            .flat_map(move |(rule, port)| {
+                both.map(|protocol| (rule, ListeningPort { protocol, port }))
+            })
+            .filter(|(rule, port)| rule.matches(*port))
             .map(|(_, port)| port)
-            .collect()
     }
 }
 
