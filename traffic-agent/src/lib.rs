@@ -3,6 +3,8 @@
 pub mod check;
 pub mod child;
 pub mod cli;
+pub mod commands;
+pub mod comparison;
 pub mod estimate;
 pub mod kernel;
 pub mod ledger;

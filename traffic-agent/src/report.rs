@@ -135,6 +135,19 @@ impl From<Cell> for Counters {
     }
 }
 
+impl Counters {
+    fn since(&self, earlier: &Self) -> Self {
+        // Counters only grow; a smaller one is shown as no traffic, never as a huge number.
+        Self {
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            wire_packets: self.wire_packets.saturating_sub(earlier.wire_packets),
+            wire_bytes: self.wire_bytes.saturating_sub(earlier.wire_bytes),
+            payload_bytes: self.payload_bytes.saturating_sub(earlier.payload_bytes),
+        }
+    }
+}
+
 impl std::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.packets += other.packets;
@@ -169,6 +182,14 @@ impl Directions {
         match direction {
             Direction::Ingress => &mut self.ingress,
             Direction::Egress => &mut self.egress,
+        }
+    }
+
+    /// What came since an earlier sum of the same.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            ingress: self.ingress.since(&earlier.ingress),
+            egress: self.egress.since(&earlier.egress),
         }
     }
 
