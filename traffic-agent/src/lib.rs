@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod check;
 pub mod child;
 pub mod cli;
 pub mod estimate;
@@ -9,6 +10,8 @@ pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod render;
 pub mod report;
 pub mod signals;
 pub mod target;
+pub mod units;

@@ -351,6 +351,9 @@ pub struct RuleReport {
     pub packets: u64,
     /// Whether it is part of the sum; false for a rule that counts packets another one counts too.
     pub counted: bool,
+    /// Why it is not counted, or to what it is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// One estimate and how wrong it is.
