@@ -214,9 +214,9 @@ fn containers_are_found_by_name_and_by_id() {
     let machine = containers();
     let docker = format!("/system.slice/docker-{ID_A}.scope");
     let podman = format!("/machine.slice/libpod-{ID_B}.scope");
-    assert_eq!(machine.paths(&["container:front"]), [docker.clone()]);
+    assert_eq!(machine.paths(&["container:front"]), [docker.as_str()]);
     assert_eq!(machine.paths(&["container:back"]), [podman]);
-    assert_eq!(machine.paths(&["container:aaaa1"]), [docker.clone()]);
+    assert_eq!(machine.paths(&["container:aaaa1"]), [docker.as_str()]);
     assert_eq!(machine.paths(&[&format!("container:{ID_A}")]), [docker]);
 }
 
