@@ -194,7 +194,7 @@ fn closed_namespace(processes: &[Process], pid: i32, error: &netns::Error) -> Fi
         code: "audit-limited",
         message: format!(
             "the sockets in the network namespace of {name} (pid {pid}) cannot be seen{}: its \
-             listening ports are unknown",
+             listening ports and interface names are unknown",
             cause.unwrap_or_default()
         ),
         remedy: "run as root, or with CAP_SYS_ADMIN; name the ports with --port".to_owned(),
