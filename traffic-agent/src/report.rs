@@ -27,6 +27,36 @@ pub struct Report {
     pub exit_status: Option<ExitStatus>,
 }
 
+/// The result of `demo`.
+#[derive(Clone, Debug, Serialize)]
+pub struct DemoReport {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// `demo`.
+    pub command: &'static str,
+    /// What carried the traffic.
+    pub proxy: String,
+    /// One element per workload.
+    pub workloads: Vec<DemoWorkload>,
+}
+
+/// One workload of the demo.
+#[derive(Clone, Debug, Serialize)]
+pub struct DemoWorkload {
+    /// Short name.
+    pub name: &'static str,
+    /// In words.
+    pub description: String,
+    /// What the application at the far end sent and received.
+    pub application_bytes: u64,
+    /// L3 bytes that the far ends received and sent, captured there, both legs and directions.
+    pub far_ends_bytes: u64,
+    /// The exact figure less that of the far ends.
+    pub difference_bytes: i64,
+    /// What was measured.
+    pub target: TargetReport,
+}
+
 /// A span of time, RFC 3339 with offset.
 #[derive(Clone, Debug, Serialize)]
 pub struct Interval {

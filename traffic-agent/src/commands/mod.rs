@@ -1,6 +1,7 @@
 //! The commands: each puts the rooms below together and returns the exit status.
 
 mod compare;
+mod demo;
 mod exec;
 mod output;
 mod subject;
@@ -25,6 +26,7 @@ pub fn run(command: Command) -> Result<i32> {
     match command {
         Command::Compare(args) => on_runtime(compare::run(args)),
         Command::Exec(args) => on_runtime(exec::run(args)),
+        Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Classic { port } => {
             println!("{}", classic::run(port)?);
             Ok(DONE)

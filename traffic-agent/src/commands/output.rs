@@ -14,7 +14,7 @@ use crate::ledger;
 use crate::measure::Measurement;
 use crate::render::interval::{Columns, IntervalReport};
 use crate::render::{self, Stream};
-use crate::report::{Directions, Interval, Report};
+use crate::report::{DemoReport, Directions, Interval, Report};
 use crate::target::PortFilter;
 use crate::units::Units;
 
@@ -71,6 +71,18 @@ impl Sink {
             (Format::Json, true) => render::json::write_line(report, out),
             (Format::Csv, false) => render::csv::write(report, out),
             (Format::Csv, true) => render::csv::write_rows(report, out),
+        }
+        .and_then(|()| self.out.flush())
+        .context("cannot write the report")
+    }
+
+    /// Prints what the demo found.
+    pub fn demo(&mut self, report: &DemoReport) -> Result<()> {
+        let out = &mut self.out;
+        match self.format {
+            Format::Table => render::demo::write(report, &self.options, out),
+            Format::Json => render::json::write(report, out),
+            Format::Csv => render::demo::write_csv(report, out),
         }
         .and_then(|()| self.out.flush())
         .context("cannot write the report")

@@ -10,6 +10,7 @@ use comfy_table::Table;
 use crate::units::Units;
 
 pub mod csv;
+pub mod demo;
 pub mod doctor;
 mod exec;
 pub mod interval;
