@@ -63,12 +63,6 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
-    /// The relay of the demo
-    #[command(hide = true)]
-    Relay {
-        /// Where to listen
-        listen: std::net::SocketAddr,
-    },
 }
 
 /// Which targets, and how their traffic is divided.

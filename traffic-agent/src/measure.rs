@@ -155,6 +155,26 @@ impl<'h> Measurement<'h> {
         Ok(())
     }
 
+    /// Follows the target; a look that fails is noted, and does not end the measurement.
+    pub fn follow_or_note(&mut self) {
+        if let Err(error) = self.follow() {
+            self.note_once("not-followed", &*error);
+        }
+    }
+
+    /// Notes an error as a finding, the first of each code.
+    pub fn note_once(&mut self, code: &'static str, error: &(impl std::fmt::Display + ?Sized)) {
+        if self.findings.iter().all(|finding| finding.code != code) {
+            self.findings.push(Finding {
+                severity: Severity::Warning,
+                code,
+                message: format!("{error:#}"),
+                remedy: "the totals are right; ports and names may be out of date".to_owned(),
+                incomplete: false,
+            });
+        }
+    }
+
     /// Whether connections of the target are still being closed, so that packets are to come.
     pub fn is_draining(&self) -> Result<bool> {
         let owned = self.host.cgroups.subtree_ids(&self.plan.cgroups);
@@ -175,9 +195,9 @@ impl<'h> Measurement<'h> {
         self.counter.trace().take_packets()
     }
 
-    /// The name of an interface, for a traced packet.
-    pub fn interface_name(&self, index: u32) -> String {
-        name_interface(&self.networks, index)
+    /// The name of an interface, as far as it is known.
+    pub fn interface_name(&self, index: u32) -> Option<String> {
+        self.networks.interface(index).map(str::to_owned)
     }
 
     /// The namespace in which rules and interface counters of the target are to be read.

@@ -2,21 +2,44 @@
 //!
 //! A method reads counters that only grow. It is read at the start and at the end; the difference of
 //! the two readings is what it saw. A method that cannot be read says why.
+//!
+//! * [`firewall`]: the counters of rules that match the target's ports (`iptables-port`).
+//! * [`added`]: counting rules of our own, for as long as a measurement takes (`--add-rules`).
+//! * [`interface`]: what the interfaces count.
+//! * [`classic`]: the one line of the original script.
 
-use crate::report::{Direction, Protocol};
+pub mod added;
+mod choice;
+pub mod classic;
+pub mod firewall;
+pub mod interface;
+mod iptables;
+mod nft;
+mod nft_rule;
+mod nft_text;
+mod ports;
+mod reach;
+mod ruleset;
+mod run;
+mod shadow;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::report::{Direction, Family, Protocol};
 
 /// One counter, as read at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleCounter {
     /// Where it was read: `iptables-nft`, `iptables-legacy`, `ip6tables-nft`, `nft`, `interface`.
     pub backend: String,
-    /// Table of the rule, such as `filter`.
+    /// Table of the rule, such as `filter`; with its family for nft: `inet filter`.
     pub table: String,
     /// Chain of the rule, such as `INPUT`.
     pub chain: String,
     /// The rule as its program prints it, without counters.
     pub rule: String,
-    /// Tells two equal rules of one chain apart: how many equal ones come before it.
+    /// Tells two equal rules of one chain apart: how many equal ones come before it; nft's handle.
     pub occurrence: usize,
     /// Which direction it counts, seen from the proxy.
     pub direction: Direction,
@@ -26,6 +49,8 @@ pub struct RuleCounter {
     pub packets: u64,
     /// Whether it belongs to the sum, or counts packets that another rule of it counts too.
     pub counted: bool,
+    /// Why it is not counted, or to what it is limited.
+    pub reason: Option<String>,
 }
 
 /// A listening port of the target.
@@ -35,4 +60,91 @@ pub struct ListeningPort {
     pub protocol: Protocol,
     /// The port, 1 to 65535.
     pub port: u16,
+}
+
+impl fmt::Display for ListeningPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Icmp => "icmp",
+            Protocol::Other => "other",
+        };
+        write!(f, "{protocol}/{}", self.port)
+    }
+}
+
+/// The part of the client leg that one rule can stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortCell {
+    /// IP version.
+    pub family: Family,
+    /// Seen from the proxy.
+    pub direction: Direction,
+    /// The listening port.
+    pub listening: ListeningPort,
+}
+
+impl fmt::Display for PortCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        };
+        let direction = match self.direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        };
+        write!(f, "{} {family} {direction}", self.listening)
+    }
+}
+
+/// Which parts of the client leg have a rule that counts them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    ports: Vec<ListeningPort>,
+    covered: BTreeSet<PortCell>,
+}
+
+impl Coverage {
+    pub(crate) fn new(ports: &[ListeningPort], covered: BTreeSet<PortCell>) -> Self {
+        let ports: BTreeSet<_> = ports.iter().copied().collect();
+        Self { ports: ports.into_iter().collect(), covered }
+    }
+
+    /// Whether a rule counts this part.
+    pub fn covers(&self, cell: &PortCell) -> bool {
+        self.covered.contains(cell)
+    }
+
+    /// Whether any rule counts this direction.
+    pub fn has(&self, direction: Direction) -> bool {
+        self.covered.iter().any(|cell| cell.direction == direction)
+    }
+
+    /// The parts without a rule. Whether they matter depends on whether they had traffic.
+    pub fn missing(&self) -> Vec<PortCell> {
+        let mut missing = Vec::new();
+        for &listening in &self.ports {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    let cell = PortCell { family, direction, listening };
+                    if !self.covers(&cell) {
+                        missing.push(cell);
+                    }
+                }
+            }
+        }
+        missing
+    }
+
+    /// The listening ports of which a direction has no rule in either family.
+    pub fn uncovered_ports(&self, direction: Direction) -> Vec<ListeningPort> {
+        let covered = |listening: &ListeningPort| {
+            self.covered
+                .iter()
+                .any(|cell| cell.direction == direction && cell.listening == *listening)
+        };
+        self.ports.iter().copied().filter(|listening| !covered(listening)).collect()
+    }
 }

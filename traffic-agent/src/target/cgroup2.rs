@@ -91,6 +91,11 @@ impl Hierarchy {
         Ok(Cgroup { path, dir, id: metadata.ino() })
     }
 
+    /// Whether the cgroup still exists. Its path can exist without: a restarted unit has a new one.
+    pub fn is_current(&self, cgroup: &Cgroup) -> bool {
+        self.cgroup(&cgroup.path).is_ok_and(|now| now.id == cgroup.id)
+    }
+
     /// Returns the path from the mount of the cgroup that /proc/PID/cgroup names so.
     ///
     /// `None` where the mount does not show it: it is outside of our cgroup namespace (`/../x`), or

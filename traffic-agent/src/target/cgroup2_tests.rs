@@ -84,10 +84,13 @@ fn tree_lists_ids_paths_and_processes() {
     let tree = Hierarchy::at(mount.path(), "/");
     let top = tree.cgroup("/a.slice/").unwrap();
     assert_eq!(top.path, "/a.slice");
-    assert_eq!(tree.pids(&[top.clone()]).unwrap(), BTreeSet::from([7, 8, 9]));
-    assert_eq!(tree.subtree_ids(&[top]).len(), 2);
+    assert_eq!(tree.pids(std::slice::from_ref(&top)).unwrap(), BTreeSet::from([7, 8, 9]));
+    assert_eq!(tree.subtree_ids(std::slice::from_ref(&top)).len(), 2);
     let paths: Vec<_> = tree.tree().unwrap().into_iter().map(|cgroup| cgroup.path).collect();
     assert_eq!(paths, ["/", "/a.slice", "/a.slice/b.service"]);
+    assert!(tree.is_current(&top));
+    fs::rename(&top.dir, mount.path().join("old.slice")).unwrap();
+    assert!(!tree.is_current(&top));
     assert!(tree.cgroup("/missing").is_err());
-    assert!(tree.cgroup("/a.slice/cgroup.procs").is_err());
+    assert!(tree.cgroup("/old.slice/cgroup.procs").is_err());
 }

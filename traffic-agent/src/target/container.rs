@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Candidates, Cgroup, Error, Host};
+use super::known::command;
+use super::{Candidates, Cgroup, Error, Host, Value};
 
 /// The shortest beginning of an id that is taken for one; a shorter word is only a name.
 const ID_MIN: usize = 4;
@@ -35,11 +36,13 @@ impl Stores {
             .collect();
         let mut podman = vec![PathBuf::from("/var/lib/containers/storage")];
         docker.push("/var/lib/docker".into());
-        docker.push("/var/snap/docker/common/var-lib-docker".into());
-        for home in fs::read_dir("/home").into_iter().flatten().flatten() {
-            docker.push(home.path().join(".local/share/docker"));
-            podman.push(home.path().join(".local/share/containers/storage"));
-        }
+        let homes =
+            || fs::read_dir("/home").into_iter().flatten().flatten().map(|home| home.path());
+        let snap = PathBuf::from("/var/snap/docker/common/var-lib-docker");
+        let rootless = homes().map(|home| home.join(".local/share/docker"));
+        docker.extend([snap].into_iter().chain(rootless).filter(|path| path.exists()));
+        let rootless = homes().map(|home| home.join(".local/share/containers/storage"));
+        podman.extend(rootless.filter(|path| path.exists()));
         Self { docker, podman }
     }
 
@@ -171,10 +174,7 @@ pub(super) fn cgroups(host: &Host, wanted: &str) -> Result<Vec<Cgroup>, Error> {
             selector: format!("container:{wanted}"),
             count: several.len(),
             candidates: Candidates(
-                several
-                    .iter()
-                    .map(|id| format!("traffic-agent compare --target container:{id:.12}"))
-                    .collect(),
+                several.iter().map(|id| command(&Value::Container(format!("{id:.12}")))).collect(),
             ),
         }),
     }
@@ -188,8 +188,7 @@ fn matching<'a>(
 ) -> Vec<String> {
     let running: Vec<_> = running.cloned().collect();
     let named = |id: &&String| {
-        let is_it = |c: &&Container| c.id == **id && c.names.iter().any(|name| name == wanted);
-        stored.iter().find(is_it).is_some()
+        stored.iter().any(|c| c.id == **id && c.names.iter().any(|name| name == wanted))
     };
     let by_name: Vec<_> = running.iter().filter(named).cloned().collect();
     if !by_name.is_empty() || wanted.len() < ID_MIN {

@@ -16,8 +16,8 @@ impl fmt::Display for Candidates {
         if self.0.is_empty() {
             return write!(
                 f,
-                "no known proxy is running; name a running one with `--target unit:NAME.service`, \
-                 or start one with `traffic-agent exec -- CMD`"
+                "no known proxy runs in a cgroup of its own; name a running unit with \
+                 `--target unit:NAME.service`, or start one with `traffic-agent exec -- CMD`"
             );
         }
         write!(f, "try one of")?;
@@ -127,12 +127,21 @@ pub enum Error {
         mount: PathBuf,
     },
     /// Nothing was asked for, and the machine does not say what is meant.
-    #[error("name the target with --target: {why}; {candidates}")]
+    #[error("no target was named, and {count} known proxies are running; {candidates}")]
     NoDefault {
-        /// How many known proxies run.
-        why: String,
+        /// How many run, each in a cgroup of its own.
+        count: usize,
         /// Each of them.
         candidates: Candidates,
+    },
+    /// Nothing was asked for, and no known proxy runs.
+    #[error(
+        "no target was named, and none of the known proxies is running ({known}); name a running \
+         unit with `--target unit:NAME.service`, or start one with `traffic-agent exec -- CMD`"
+    )]
+    NoProxy {
+        /// Their names.
+        known: String,
     },
     /// Two different selectors would have the same name.
     #[error(

@@ -10,7 +10,7 @@ use super::{Candidates, Cgroup, Error, Host, Value};
 
 /// Programs that relay traffic. Also recognised with the platform behind the name, as panels install
 /// them (`xray-linux-amd64`).
-pub const PROXIES: [&str; 18] = [
+pub const PROXIES: [&str; 20] = [
     "xray",
     "v2ray",
     "sing-box",
@@ -29,10 +29,12 @@ pub const PROXIES: [&str; 18] = [
     "gost",
     "juicity-server",
     "anytls-server",
+    "XrayR",
+    "V2bX",
 ];
 
 /// Programs that manage a proxy and run it as a child.
-pub const PANELS: [&str; 4] = ["x-ui", "s-ui", "v2ray-ui", "XrayR"];
+pub const PANELS: [&str; 3] = ["x-ui", "s-ui", "v2ray-ui"];
 
 /// Returns the known name of a program: a proxy or a panel.
 pub fn known_name(program: &str) -> Option<&'static str> {
@@ -66,10 +68,15 @@ pub struct Running {
 }
 
 impl Running {
+    /// Whether one of them is a proxy, not only a panel.
+    pub fn has_proxy(&self) -> bool {
+        self.processes.iter().filter_map(name_of).any(is_proxy)
+    }
+
     /// The command to paste.
     pub fn command(&self) -> Option<String> {
         let value = self.value.as_ref()?;
-        Some(format!("traffic-agent compare --target {}", quoted(&value.to_string())))
+        Some(command(value))
     }
 }
 

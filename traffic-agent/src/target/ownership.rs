@@ -69,9 +69,8 @@ fn not_owned(survey: &Survey, owners: &HashMap<u64, String>) -> Vec<Finding> {
             severity: Severity::Error,
             code: "socket-not-owned",
             message: format!(
-                "{} (pid {pid}) has {} that belong to {place}: their traffic is not counted ({})",
+                "sockets of {} (pid {pid}) are not counted, because they were made in {place}: {}",
                 process.name,
-                number(sockets.len(), "socket"),
                 describe(&sockets)
             ),
             remedy: not_owned_remedy(path),
@@ -87,6 +86,9 @@ fn not_owned_remedy(owner: Option<&str>) -> String {
             "systemd made the socket for the service: count both under one name, with another \
              --target of the same NAME=cgroup:{path}"
         ),
+        Some(path) if path.ends_with("/init.scope") => "systemd itself made the socket: let the \
+             program listen by itself (`systemctl disable --now` its socket unit), then restart it"
+            .to_owned(),
         _ => {
             "restart the service, so that its sockets are made in its own cgroup, or start it with \
               `traffic-agent exec -- CMD`; moving a running process does not move its sockets"
@@ -215,11 +217,10 @@ fn shared_from_outside(survey: &Survey, outsiders: &[(Process, BTreeSet<u64>)]) 
             severity: Severity::Warning,
             code: "cgroup-shared",
             message: format!(
-                "{} (pid {}) is not in the counted cgroup, but has {} of it ({}): their traffic is \
-                 counted",
+                "sockets of {} (pid {}) are counted, because they were made in the counted cgroup, but \
+                 the process is outside of it: {}",
                 process.name,
                 process.pid,
-                number(sockets.len(), "socket"),
                 describe(&sockets)
             ),
             remedy: "restart that process where it belongs: sockets stay where they were made"
@@ -289,3 +290,7 @@ fn describe(sockets: &[&Socket]) -> String {
     }
     parts.join("; ")
 }
+
+#[cfg(test)]
+#[path = "ownership_tests.rs"]
+mod tests;

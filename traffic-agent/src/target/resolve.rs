@@ -10,6 +10,7 @@ use super::known::{self, Kind, command, kind_of};
 use super::processes;
 use super::selector::{Selector, group};
 use super::{Candidates, Cgroup, Error, Host, TargetSpec, Value, container};
+use crate::report::{Finding, Severity};
 
 /// The cgroups of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,34 +45,66 @@ pub fn resolve(host: &Host, target: &TargetSpec) -> Result<Resolved, Error> {
 
 /// The target when none was named: the only known proxy that runs.
 pub fn default_target(host: &Host) -> Result<TargetSpec, Error> {
-    let running = known::running(host)?;
+    let mut running = known::running(host)?;
+    // A panel beside the proxy that it manages is no second choice.
+    if running.iter().any(known::Running::has_proxy) {
+        running.retain(known::Running::has_proxy);
+    }
     match running.as_slice() {
+        [] => Err(Error::NoProxy { known: known::PROXIES.join(", ") }),
         [only] => {
-            let Some(value) = only.value.clone() else {
-                let process = only.processes.first();
-                return Err(Error::WholeHost {
-                    selector: process
-                        .map_or_else(String::new, |p| format!("{} (pid {})", p.name, p.pid)),
+            let selector = only.value.clone().map(Selector::from).ok_or_else(|| {
+                let names = only.processes.iter().map(|p| format!("{} (pid {})", p.name, p.pid));
+                Error::WholeHost {
+                    selector: names.collect::<Vec<_>>().join(", "),
                     what: "it runs in the root cgroup".to_owned(),
-                });
-            };
-            group(vec![Selector::from(value)])
-                .map(|targets| targets.into_iter().next().expect("one selector makes one target"))
+                }
+            })?;
+            let targets = group(vec![selector])?;
+            Ok(targets.into_iter().next().expect("one selector makes one target"))
         }
-        [] => Err(Error::NoDefault {
-            why: "no known proxy is running".to_owned(),
-            candidates: Candidates::default(),
-        }),
         several => Err(Error::NoDefault {
-            why: format!("{} known proxies are running", several.len()),
+            count: several.len(),
             candidates: Candidates(several.iter().filter_map(known::Running::command).collect()),
         }),
     }
 }
 
+/// Says so when two targets count the same packets: each figure is right, their sum is not.
+pub fn overlaps(targets: &[(&str, &Resolved)]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (index, (first, one)) in targets.iter().enumerate() {
+        for (second, other) in &targets[index + 1..] {
+            let shared = one.cgroups.iter().find_map(|a| {
+                let b = other.cgroups.iter().find(|b| a.contains(b) || b.contains(a))?;
+                Some(if a.contains(b) { b } else { a })
+            });
+            findings.extend(shared.map(|cgroup| {
+                Finding {
+                    severity: Severity::Warning,
+                    code: "targets-overlap",
+                    message: format!(
+                        "targets {first} and {second} both count cgroup {}",
+                        cgroup.path
+                    ),
+                    remedy:
+                        "do not add their figures, or name both alike to count them as one target"
+                            .to_owned(),
+                    incomplete: false,
+                }
+            }));
+        }
+    }
+    findings
+}
+
 fn unit(host: &Host, value: &Value, name: &str) -> Result<Vec<Cgroup>, Error> {
     let tree = host.cgroups.tree()?;
-    let is_it = |cgroup: &Cgroup| cgroup.path.rsplit('/').next() == Some(name);
+    // systemd puts `_` in front of names that are a controller's too: cpu.service, memory.slice.
+    let is_it = |cgroup: &Cgroup| {
+        let last = cgroup.path.rsplit('/').next().unwrap_or_default();
+        last == name || last.strip_prefix('_') == Some(name)
+    };
     let found = without_nested(tree.into_iter().filter(is_it).collect());
     match found.len() {
         0 => Err(Error::NoSuchUnit {

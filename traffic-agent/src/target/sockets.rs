@@ -267,3 +267,7 @@ fn socket(protocol: Protocol, response: &InetResponse) -> Socket {
     }
     socket
 }
+
+#[cfg(test)]
+#[path = "sockets_tests.rs"]
+mod tests;

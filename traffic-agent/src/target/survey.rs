@@ -111,7 +111,7 @@ impl Survey {
                 // It ended between the two looks.
                 Err(netns::Error::Open { source, .. })
                     if source.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => self.findings.push(closed_namespace(&self.processes, pid, &error)),
             }
         }
         let blind = !self.processes.is_empty() && self.processes.iter().all(|p| p.netns.is_none());
@@ -182,6 +182,23 @@ impl Namespace {
             sockets: sockets::dump(which)?,
             ephemeral: ephemeral.unwrap_or(ports::DEFAULT_EPHEMERAL),
         })
+    }
+}
+
+/// The totals do not need the namespace, only ports, interface names and the audit do.
+fn closed_namespace(processes: &[Process], pid: i32, error: &netns::Error) -> Finding {
+    let name = processes.iter().find(|p| p.pid == pid).map_or("?", |p| p.name.as_str());
+    let cause = std::error::Error::source(error).map(|source| format!(" ({source})"));
+    Finding {
+        severity: Severity::Warning,
+        code: "audit-limited",
+        message: format!(
+            "the sockets in the network namespace of {name} (pid {pid}) cannot be seen{}: its \
+             listening ports and interface names are unknown",
+            cause.unwrap_or_default()
+        ),
+        remedy: "run as root, or with CAP_SYS_ADMIN; name the ports with --port".to_owned(),
+        incomplete: false,
     }
 }
 
