@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Add;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, TimeWaitCandidate};
 use traffic_lab::packet::{Direction, Packet};
 use traffic_lab::{Filter, Sum, Trace};
@@ -17,6 +18,20 @@ pub struct Counted {
     pub wire_packets: u64,
     pub wire_bytes: u64,
     pub payload_bytes: u64,
+}
+
+impl Add for Counted {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            wire_packets: self.wire_packets + other.wire_packets,
+            wire_bytes: self.wire_bytes + other.wire_bytes,
+            payload_bytes: self.payload_bytes + other.payload_bytes,
+        }
+    }
 }
 
 /// Packets of a direction that passed no hook.
@@ -41,6 +56,8 @@ pub struct Account {
     time_wait: (usize, usize),
     /// Of so many.
     orphans: (usize, usize),
+    /// Resets by orphans that were counted, but under the wrong leg.
+    portless: usize,
 }
 
 impl fmt::Display for Account {
@@ -52,7 +69,8 @@ impl fmt::Display for Account {
         write!(
             formatter,
             "{} resets for {} packets, {} silent, {} repeated, {} of {} TIME_WAIT pairs, {} of \
-             {} resets by orphans = {} packets {} B in, {} packets {} B out",
+             {} resets by orphans = {} packets {} B in, {} packets {} B out; {} resets by orphans \
+             counted as upstream",
             self.resets,
             self.triggers,
             self.silent,
@@ -64,7 +82,8 @@ impl fmt::Display for Account {
             ingress.packets,
             ingress.bytes,
             egress.packets,
-            egress.bytes
+            egress.bytes,
+            self.portless
         )
     }
 }
@@ -73,38 +92,59 @@ impl fmt::Display for Account {
 type Figures = [i64; 6];
 
 /// Names every packet of the capture that is not in the cells, or says what remains.
-pub fn balance(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
+///
+/// `counted` are the cells of the leg, ingress first; `portless` is what the link's egress has in
+/// upstream cells although it is the client's link: a socket that has just been destroyed has lost
+/// its port when it sends its reset, so its leg is not known any more.
+pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Result<Account> {
     let captured = [Direction::Ingress, Direction::Egress]
         .map(|direction| trace.sum(Filter::all().direction(direction)));
     let found = answered::classify(trace);
     let certain = figures([found.ingress(), found.egress()]);
-    let cells = counted.map(|counted| Sum {
-        packets: counted.wire_packets,
-        l3_bytes: counted.wire_bytes,
-        payload_bytes: counted.payload_bytes,
-    });
-    let difference = minus(figures(captured), figures(cells));
+    let [ingress, egress] = counted.map(on_the_wire);
+    let difference = minus(figures(captured), figures([ingress, egress + on_the_wire(portless)]));
     let rest = minus(difference, certain);
-    let Some((time_wait, orphans)) = compose(rest, &found) else {
+    let parts = compose(rest, uncertain(&found));
+    let orphans = uncertain(&found).filter(|uncertain| !uncertain.time_wait);
+    let misplaced = compose(figures([Sum::default(), on_the_wire(portless)]), orphans);
+    let resets = || found.resets.iter().filter(|reset| reset.cause != Cause::Orphan);
+    let of = found.resets.len() - resets().count();
+    let (Some((time_wait, orphans)), Some((_, misplaced))) = (parts, misplaced) else {
         bail!(
-            "captured {captured:?}\ncounted  {counted:?}\ndifference {difference:?} [packets, bytes, \
-             payload in; the same out]\nof which {certain:?} were answered by the kernel, and {rest:?} \
-             are not made of TIME_WAIT pairs and orphans' resets\n{found:#?}"
+            "captured {captured:?}\ncounted  {counted:?}, {portless:?} without a port\ndifference \
+             {difference:?} [packets, bytes, payload in; the same out]\nof which {certain:?} were \
+             answered by the kernel; {rest:?} are not made of TIME_WAIT pairs and orphans' resets, or \
+             what had no port is not made of the latter\n{found:#?}"
         );
     };
-    let resets = || found.resets.iter().filter(|reset| reset.cause != Cause::Orphan);
+    ensure!(
+        orphans + misplaced <= of,
+        "{orphans} missing and {misplaced} misplaced of {of} resets"
+    );
     let named =
         |at: usize| Named { packets: difference[at] as u64, bytes: difference[at + 1] as u64 };
     Ok(Account {
         named: [named(0), named(3)],
-        rules_minus_hook: [(difference[1] - merged_away(&found)) as u64, difference[4] as u64],
+        rules_minus_hook: [
+            (difference[1] - merged_away(&found)) as u64,
+            difference[4] as u64 + portless.bytes,
+        ],
         resets: resets().count(),
         triggers: resets().map(|reset| reset.triggers.len()).sum(),
         silent: found.silent.len(),
         repeated: found.repeated.len(),
         time_wait: (time_wait, found.time_wait.len()),
-        orphans: (orphans, found.resets.len() - resets().count()),
+        orphans: (orphans, of),
+        portless: misplaced,
     })
+}
+
+fn on_the_wire(counted: Counted) -> Sum {
+    Sum {
+        packets: counted.wire_packets,
+        l3_bytes: counted.wire_bytes,
+        payload_bytes: counted.payload_bytes,
+    }
 }
 
 /// Bytes of headers that GRO removed before the rules saw the triggers that it merged.
@@ -140,9 +180,9 @@ fn uncertain(found: &AnsweredByKernel) -> impl Iterator<Item = Uncertain> {
 }
 
 /// Finds whole ones that sum up to `rest`; returns how many are TIME_WAIT pairs and orphans' resets.
-fn compose(rest: Figures, found: &AnsweredByKernel) -> Option<(usize, usize)> {
+fn compose(rest: Figures, candidates: impl Iterator<Item = Uncertain>) -> Option<(usize, usize)> {
     let mut sums = HashMap::from([([0; 6], (0, 0))]);
-    for Uncertain { time_wait, figures } in uncertain(found) {
+    for Uncertain { time_wait, figures } in candidates {
         for (sum, (pairs, orphans)) in sums.clone() {
             let sum = std::array::from_fn(|at| sum[at] + figures[at]);
             if sum.iter().zip(&rest).all(|(sum, rest)| sum <= rest) {
@@ -168,7 +208,7 @@ fn minus(a: Figures, b: Figures) -> Figures {
 mod tests {
     use std::net::IpAddr;
 
-    use traffic_lab::packet::{ACK, FIN, Headers, SYN, TCP, Tcp};
+    use traffic_lab::packet::{ACK, FIN, Headers, RST, SYN, TCP, Tcp};
 
     use super::*;
 
@@ -214,23 +254,44 @@ mod tests {
         Counted { packets, bytes: wire_bytes, wire_packets: packets, wire_bytes, payload_bytes: 0 }
     }
 
+    fn books(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
+        balance(trace, counted, Counted::default())
+    }
+
     #[test]
     fn time_wait_pair_may_be_counted_or_not_but_only_whole() {
         let trace = closed_by_the_proxy();
-        let all = balance(&trace, [counted(4), counted(3)]).unwrap();
+        let all = books(&trace, [counted(4), counted(3)]).unwrap();
         assert_eq!((all.named, all.time_wait), ([Named::default(); 2], (0, 1)));
-        let without = balance(&trace, [counted(3), counted(2)]).unwrap();
+        let without = books(&trace, [counted(3), counted(2)]).unwrap();
         assert_eq!(without.named, [Named { packets: 1, bytes: 52 }; 2]);
         assert_eq!((without.rules_minus_hook, without.time_wait), ([52, 52], (1, 1)));
         for wrong in [[3, 3], [4, 2], [2, 1], [5, 3]] {
-            assert!(balance(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
+            assert!(books(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn reset_of_an_orphan_may_be_counted_as_upstream() {
+        use Direction::{Egress, Ingress};
+        let mut late = packet(Ingress, ACK, 1001, 5001);
+        (late.headers.l3_bytes, late.headers.payload_bytes) = (60, 8);
+        let mut trace = closed_by_the_proxy();
+        trace.packets.truncate(4);
+        trace.packets.extend([late, packet(Egress, RST, 5001, 0)]);
+        let ingress = Counted { payload_bytes: 8, wire_bytes: 3 * 52 + 8, ..counted(3) };
+        let one = balance(&trace, [ingress, counted(2)], counted(1)).unwrap();
+        assert_eq!((one.portless, one.orphans), (1, (0, 1)));
+        assert_eq!((one.named, one.rules_minus_hook), ([Named::default(); 2], [0, 52]));
+        let none = balance(&trace, [ingress, counted(2)], Counted::default()).unwrap();
+        assert_eq!((none.portless, none.orphans), (0, (1, 1)));
+        assert!(balance(&trace, [ingress, counted(1)], counted(2)).is_err());
     }
 
     #[test]
     fn a_byte_too_few_is_not_explained() {
         let mut one_less = counted(4);
         one_less.wire_bytes -= 1;
-        assert!(balance(&closed_by_the_proxy(), [one_less, counted(3)]).is_err());
+        assert!(books(&closed_by_the_proxy(), [one_less, counted(3)]).is_err());
     }
 }

@@ -90,13 +90,7 @@ impl Reading {
     /// Sums the cells of sockets that `keep` selects.
     pub fn sum(&self, keep: impl Fn(&Cell) -> bool) -> Counted {
         let cells = self.cells.iter().filter(|cell| cell.origin == "socket" && keep(cell));
-        cells.fold(Counted::default(), |sum, Cell { counted, .. }| Counted {
-            packets: sum.packets + counted.packets,
-            bytes: sum.bytes + counted.bytes,
-            wire_packets: sum.wire_packets + counted.wire_packets,
-            wire_bytes: sum.wire_bytes + counted.wire_bytes,
-            payload_bytes: sum.payload_bytes + counted.payload_bytes,
-        })
+        cells.fold(Counted::default(), |sum, cell| sum + cell.counted)
     }
 
     /// Billed wire bytes of sockets.
