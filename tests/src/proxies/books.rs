@@ -1,13 +1,13 @@
 //! Holds cells against a capture: the difference must be packets that the kernel exchanged without
 //! the proxy's socket, found in the capture packet by packet. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Add;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, TimeWaitCandidate};
-use traffic_lab::packet::{Direction, Packet};
+use traffic_lab::packet::{ACK, Direction, Packet, RST};
 use traffic_lab::{Filter, Sum, Trace};
 
 /// What the cells of one leg and direction say.
@@ -48,16 +48,15 @@ pub struct Account {
     pub named: [Named; 2],
     /// The same as the firewall's rules see it, which merged packets make smaller.
     pub rules_minus_hook: [u64; 2],
+    /// Resets for packets to no socket, and those packets.
     resets: usize,
     triggers: usize,
-    silent: usize,
+    /// Repeated by a TIME_WAIT socket.
     repeated: usize,
-    /// Of so many.
-    time_wait: (usize, usize),
-    /// Of so many.
-    orphans: (usize, usize),
-    /// Resets by orphans that were counted, but under the wrong leg.
-    portless: usize,
+    /// Of the packets that may be missing, those that are.
+    missing: (Tally, Tally),
+    /// Of the packets that may have no port, those that have none.
+    portless: (Tally, Tally),
 }
 
 impl fmt::Display for Account {
@@ -68,22 +67,17 @@ impl fmt::Display for Account {
         let [ingress, egress] = self.named;
         write!(
             formatter,
-            "{} resets for {} packets, {} silent, {} repeated, {} of {} TIME_WAIT pairs, {} of \
-             {} resets by orphans = {} packets {} B in, {} packets {} B out; {} resets by orphans \
-             counted as upstream",
+            "{} + {} B missing ({} resets for {} packets, {} repeated, {:?} of {:?}), {:?} of {:?} \
+             without a port",
+            ingress.bytes,
+            egress.bytes,
             self.resets,
             self.triggers,
-            self.silent,
             self.repeated,
-            self.time_wait.0,
-            self.time_wait.1,
-            self.orphans.0,
-            self.orphans.1,
-            ingress.packets,
-            ingress.bytes,
-            egress.packets,
-            egress.bytes,
-            self.portless
+            self.missing.0,
+            self.missing.1,
+            self.portless.0,
+            self.portless.1
         )
     }
 }
@@ -94,33 +88,37 @@ type Figures = [i64; 6];
 /// Names every packet of the capture that is not in the cells, or says what remains.
 ///
 /// `counted` are the cells of the leg, ingress first; `portless` is what the link's egress has in
-/// upstream cells although it is the client's link: a socket that has just been destroyed has lost
-/// its port when it sends its reset, so its leg is not known any more.
+/// upstream cells although it is the client's link: a socket that is closed has lost its port by the
+/// time when its reset is sent, so the hook does not know the leg.
 pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Result<Account> {
     let captured = [Direction::Ingress, Direction::Egress]
         .map(|direction| trace.sum(Filter::all().direction(direction)));
     let found = answered::classify(trace);
-    let certain = figures([found.ingress(), found.egress()]);
     let [ingress, egress] = counted.map(on_the_wire);
-    let difference = minus(figures(captured), figures([ingress, egress + on_the_wire(portless)]));
-    let rest = minus(difference, certain);
-    let parts = compose(rest, uncertain(&found));
-    let orphans = uncertain(&found).filter(|uncertain| !uncertain.time_wait);
-    let misplaced = compose(figures([Sum::default(), on_the_wire(portless)]), orphans);
+    let portless_figures = figures([Sum::default(), on_the_wire(portless)]);
+    let cells = plus(figures([ingress, egress]), portless_figures);
+    let difference = minus(figures(captured), cells);
     let resets = || found.resets.iter().filter(|reset| reset.cause != Cause::Orphan);
-    let of = found.resets.len() - resets().count();
-    let (Some((time_wait, orphans)), Some((_, misplaced))) = (parts, misplaced) else {
-        bail!(
-            "captured {captured:?}\ncounted  {counted:?}, {portless:?} without a port\ndifference \
-             {difference:?} [packets, bytes, payload in; the same out]\nof which {certain:?} were \
-             answered by the kernel; {rest:?} are not made of TIME_WAIT pairs and orphans' resets, or \
-             what had no port is not made of the latter\n{found:#?}"
-        );
+    let certain = figures([
+        Sum::of(resets().flat_map(|reset| &reset.triggers)),
+        Sum::of(resets().map(|reset| &reset.reset).chain(&found.repeated)),
+    ]);
+    let rest = minus(difference, certain);
+    let (may_be_missing, may_be_portless) = (maybe_missing(&found), maybe_portless(trace, &found));
+    let composed = (compose(rest, &may_be_missing), compose(portless_figures, &may_be_portless));
+    let (missing, portless_parts) = match composed {
+        (Some(missing), Some(portless)) => (missing, portless),
+        (missing, parts) => bail!(
+            "captured {captured:?}\ncounted  {counted:?}, and without a port {portless:?}\n\
+             difference {difference:?} [packets, bytes, payload in; the same out]\n\
+             of which {certain:?} were answered by the kernel\n\
+             and {rest:?} are {missing:?} of {:?}\n\
+             what has no port is {parts:?} of {:?}\n{}",
+            tally(&may_be_missing),
+            tally(&may_be_portless),
+            list(&found)
+        ),
     };
-    ensure!(
-        orphans + misplaced <= of,
-        "{orphans} missing and {misplaced} misplaced of {of} resets"
-    );
     let named =
         |at: usize| Named { packets: difference[at] as u64, bytes: difference[at + 1] as u64 };
     Ok(Account {
@@ -131,12 +129,45 @@ pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Resul
         ],
         resets: resets().count(),
         triggers: resets().map(|reset| reset.triggers.len()).sum(),
-        silent: found.silent.len(),
         repeated: found.repeated.len(),
-        time_wait: (time_wait, found.time_wait.len()),
-        orphans: (orphans, of),
-        portless: misplaced,
+        missing: (missing, tally(&may_be_missing)),
+        portless: (portless_parts, tally(&may_be_portless)),
     })
+}
+
+fn tally(candidates: &[Uncertain]) -> Tally {
+    candidates.iter().fold(Tally::new(), |mut tally, (kind, _)| {
+        *tally.entry(*kind).or_default() += 1;
+        tally
+    })
+}
+
+/// The classified packets, a line each, for an error's message.
+fn list(found: &AnsweredByKernel) -> String {
+    let line = |class: &str, packet: &Packet| {
+        let tcp = packet.headers.tcp.map(|tcp| (tcp.flags, tcp.sequence, tcp.acknowledged));
+        format!(
+            "{class}: {:?} {} {} B, flags, sequence, acknowledged {tcp:x?}, at {}\n",
+            packet.direction,
+            packet.peer(),
+            packet.headers.l3_bytes,
+            packet.at_ns
+        )
+    };
+    let mut lines = String::new();
+    for reset in &found.resets {
+        for trigger in &reset.triggers {
+            lines += &line(&format!("trigger, {:?}", reset.cause), trigger);
+        }
+        lines += &line(&format!("reset, {:?}", reset.cause), &reset.reset);
+    }
+    for candidate in &found.time_wait {
+        lines += &line("TIME_WAIT fin", &candidate.fin);
+        lines.extend(candidate.ack.iter().map(|ack| line("TIME_WAIT ack", ack)));
+    }
+    lines.extend(found.silent.iter().map(|packet| line("silent", packet)));
+    lines.extend(found.repeated.iter().map(|packet| line("repeated", packet)));
+    lines
 }
 
 fn on_the_wire(counted: Counted) -> Sum {
@@ -159,45 +190,82 @@ fn merged_away(found: &AnsweredByKernel) -> i64 {
         .sum()
 }
 
-/// Packets of which the capture cannot tell whether they passed a hook.
-struct Uncertain {
-    time_wait: bool,
-    figures: Figures,
+/// What a packet is of which the capture cannot tell whether, or where, it was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Kind {
+    /// A FIN to a TIME_WAIT socket and its answer: together, because each such FIN is answered.
+    TimeWaitPair,
+    /// To a connection that is over. It was counted if the socket was still being closed.
+    Silent,
+    /// The reset by which an orphan answers data. IPv4: the hook sees it, without a port; IPv6: it
+    /// does not, since the kernel names no owner.
+    OrphanReset,
+    /// The reset by which a socket was closed. The hook sees it, without a port.
+    OwnReset,
 }
 
-/// TIME_WAIT pairs, because such a socket answers each FIN that it gets; and the resets of orphans,
-/// which alone may be missing, because a full socket got their triggers.
-fn uncertain(found: &AnsweredByKernel) -> impl Iterator<Item = Uncertain> {
-    let pairs = found.time_wait.iter().map(|TimeWaitCandidate { fin, ack }| Uncertain {
-        time_wait: true,
-        figures: figures([Sum::of([fin]), Sum::of(ack)]),
+/// One such packet or pair, and what it is in the books.
+type Uncertain = (Kind, Figures);
+
+/// What may be missing from the cells.
+fn maybe_missing(found: &AnsweredByKernel) -> Vec<Uncertain> {
+    let pairs = found.time_wait.iter().map(|TimeWaitCandidate { fin, ack }| {
+        (Kind::TimeWaitPair, figures([Sum::of([fin]), Sum::of(ack)]))
     });
-    let orphans = found.resets.iter().filter(|reset| reset.cause == Cause::Orphan);
-    pairs.chain(orphans.map(|reset| Uncertain {
-        time_wait: false,
-        figures: figures([Sum::default(), Sum::of([&reset.reset])]),
-    }))
+    let silent = found
+        .silent
+        .iter()
+        .map(|packet| (Kind::Silent, figures([Sum::of([packet]), Sum::default()])));
+    pairs.chain(silent).chain(orphan_resets(found)).collect()
 }
 
-/// Finds whole ones that sum up to `rest`; returns how many are TIME_WAIT pairs and orphans' resets.
-fn compose(rest: Figures, candidates: impl Iterator<Item = Uncertain>) -> Option<(usize, usize)> {
-    let mut sums = HashMap::from([([0; 6], (0, 0))]);
-    for Uncertain { time_wait, figures } in candidates {
-        for (sum, (pairs, orphans)) in sums.clone() {
+/// What may be counted without a port.
+fn maybe_portless(trace: &Trace, found: &AnsweredByKernel) -> Vec<Uncertain> {
+    let own = trace.select(Filter::all().egress()).filter(|packet| {
+        packet.headers.tcp.is_some_and(|tcp| tcp.has(RST | ACK))
+            && !found.resets.iter().any(|reset| reset.reset == **packet)
+    });
+    let own = own.map(|reset| (Kind::OwnReset, figures([Sum::default(), Sum::of([reset])])));
+    own.chain(orphan_resets(found)).collect()
+}
+
+fn orphan_resets(found: &AnsweredByKernel) -> impl Iterator<Item = Uncertain> {
+    found
+        .resets
+        .iter()
+        .filter(|reset| reset.cause == Cause::Orphan)
+        .map(|reset| (Kind::OrphanReset, figures([Sum::default(), Sum::of([&reset.reset])])))
+}
+
+/// How many of each kind.
+type Tally = BTreeMap<Kind, usize>;
+
+/// Finds whole ones that sum up to `target`.
+fn compose(target: Figures, candidates: &[Uncertain]) -> Option<Tally> {
+    let mut sums = HashMap::from([([0; 6], Tally::new())]);
+    for (kind, figures) in candidates {
+        for (sum, tally) in sums.clone() {
             let sum = std::array::from_fn(|at| sum[at] + figures[at]);
-            if sum.iter().zip(&rest).all(|(sum, rest)| sum <= rest) {
-                let parts = if time_wait { (pairs + 1, orphans) } else { (pairs, orphans + 1) };
-                sums.entry(sum).or_insert(parts);
+            if sum.iter().zip(&target).all(|(sum, target)| sum <= target) {
+                sums.entry(sum).or_insert_with(|| {
+                    let mut tally = tally;
+                    *tally.entry(*kind).or_default() += 1;
+                    tally
+                });
             }
         }
     }
-    sums.get(&rest).copied()
+    sums.remove(&target)
 }
 
 fn figures([ingress, egress]: [Sum; 2]) -> Figures {
     let of = |sum: Sum| [sum.packets, sum.l3_bytes, sum.payload_bytes].map(|figure| figure as i64);
     let ([a, b, c], [d, e, f]) = (of(ingress), of(egress));
     [a, b, c, d, e, f]
+}
+
+fn plus(a: Figures, b: Figures) -> Figures {
+    std::array::from_fn(|at| a[at] + b[at])
 }
 
 fn minus(a: Figures, b: Figures) -> Figures {
@@ -208,7 +276,7 @@ fn minus(a: Figures, b: Figures) -> Figures {
 mod tests {
     use std::net::IpAddr;
 
-    use traffic_lab::packet::{ACK, FIN, Headers, RST, SYN, TCP, Tcp};
+    use traffic_lab::packet::{FIN, Headers, SYN, TCP, Tcp};
 
     use super::*;
 
@@ -262,10 +330,11 @@ mod tests {
     fn time_wait_pair_may_be_counted_or_not_but_only_whole() {
         let trace = closed_by_the_proxy();
         let all = books(&trace, [counted(4), counted(3)]).unwrap();
-        assert_eq!((all.named, all.time_wait), ([Named::default(); 2], (0, 1)));
+        assert_eq!((all.named, all.missing.0), ([Named::default(); 2], Tally::new()));
         let without = books(&trace, [counted(3), counted(2)]).unwrap();
         assert_eq!(without.named, [Named { packets: 1, bytes: 52 }; 2]);
-        assert_eq!((without.rules_minus_hook, without.time_wait), ([52, 52], (1, 1)));
+        let pair = Tally::from([(Kind::TimeWaitPair, 1)]);
+        assert_eq!((without.rules_minus_hook, without.missing.0), ([52, 52], pair));
         for wrong in [[3, 3], [4, 2], [2, 1], [5, 3]] {
             assert!(books(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
         }
@@ -281,10 +350,11 @@ mod tests {
         trace.packets.extend([late, packet(Egress, RST, 5001, 0)]);
         let ingress = Counted { payload_bytes: 8, wire_bytes: 3 * 52 + 8, ..counted(3) };
         let one = balance(&trace, [ingress, counted(2)], counted(1)).unwrap();
-        assert_eq!((one.portless, one.orphans), (1, (0, 1)));
+        let reset = Tally::from([(Kind::OrphanReset, 1)]);
+        assert_eq!((&one.portless.0, &one.missing.0), (&reset, &Tally::new()));
         assert_eq!((one.named, one.rules_minus_hook), ([Named::default(); 2], [0, 52]));
         let none = balance(&trace, [ingress, counted(2)], Counted::default()).unwrap();
-        assert_eq!((none.portless, none.orphans), (0, (1, 1)));
+        assert_eq!((&none.portless.0, &none.missing.0), (&Tally::new(), &reset));
         assert!(balance(&trace, [ingress, counted(1)], counted(2)).is_err());
     }
 
