@@ -215,7 +215,8 @@ pub(super) fn word(value: &impl serde::Serialize) -> String {
 
 /// Writes the billed traffic by interface, by protocol and by family.
 fn write_parts(target: &TargetReport, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    let parts: [(&str, fn(&CellReport) -> String); 3] = [
+    type Key = fn(&CellReport) -> String;
+    let parts: [(&str, Key); 3] = [
         ("By interface (all scopes)", |cell| format!("{} ({})", cell.interface, word(&cell.scope))),
         ("By protocol (all scopes)", |cell| word(&cell.protocol)),
         ("By family (all scopes)", |cell| word(&cell.family)),
