@@ -94,13 +94,14 @@ fn write_rules(method: &MethodReport, options: &Options, out: &mut dyn Write) ->
         return Ok(());
     }
     write_title(&format!("Counters behind {}", method.name), options, out)?;
+    let width = if options.units == Units::Bytes { 15 } else { 9 };
     for rule in &method.rules {
         let RuleReport { backend, table, chain, direction, bytes, packets, .. } = rule;
         let place: Vec<&str> =
             [table, chain].into_iter().map(String::as_str).filter(|s| !s.is_empty()).collect();
         writeln!(
             out,
-            "  {:7}  {:>9}  {:>11} packets  {} {}{}",
+            "  {:7}  {:>width$}  {:>11} packets  {} {}{}",
             word(direction),
             format_bytes(*bytes, options.units),
             format_count(*packets),
