@@ -131,6 +131,21 @@ Counters behind iptables-port
 }
 
 #[test]
+fn rule_that_is_not_in_the_sum_says_why() {
+    let mut report = compare();
+    let rules = &mut report.targets[0].methods[2].rules;
+    rules[0].reason = Some("limited to interface eth0".to_owned());
+    (rules[1].counted, rules[1].reason) = (false, Some("negated".to_owned()));
+    let text = table(&report, &Options { verbose: true, ..options(80) });
+    for lines in [
+        "-p tcp -m tcp --dport 443\n           (limited to interface eth0)\n",
+        "-p tcp -m tcp --sport 443\n           (not in the sum: negated)\n",
+    ] {
+        assert!(text.contains(lines), "{lines}\nis not in\n{text}");
+    }
+}
+
+#[test]
 fn no_line_is_wider_than_80_columns_in_any_units() {
     for units in [Units::Iec, Units::Si, Units::Bytes] {
         for verbose in [false, true] {
