@@ -355,7 +355,8 @@ pub fn difference(start: &Reading, end: &Reading) -> Result<Measured, String> {
     }
     let rules: Vec<_> =
         candidates.iter().map(|candidate| rule_report(&candidate.counter)).collect();
-    Ok(Measured { rules, coverage, unavailable: end.unavailable(), ruleset: gained, candidates })
+    let unavailable = if rules.iter().any(|rule| rule.counted) { None } else { end.unavailable() };
+    Ok(Measured { rules, coverage, unavailable, ruleset: gained, candidates })
 }
 
 fn same_table<'a>(ruleset: &'a Ruleset, table: &Table) -> Option<&'a Table> {
