@@ -1,4 +1,19 @@
 //! traffic-agent: the library behind the command.
 
+pub mod check;
+pub mod child;
+pub mod cli;
+pub mod commands;
+pub mod comparison;
+pub mod estimate;
+pub mod kernel;
+pub mod ledger;
+pub mod measure;
 pub mod method;
+pub mod netns;
+pub mod network;
+pub mod render;
 pub mod report;
+pub mod signals;
+pub mod target;
+pub mod units;

@@ -27,6 +27,36 @@ pub struct Report {
     pub exit_status: Option<ExitStatus>,
 }
 
+/// The result of `demo`.
+#[derive(Clone, Debug, Serialize)]
+pub struct DemoReport {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// `demo`.
+    pub command: &'static str,
+    /// What carried the traffic.
+    pub proxy: String,
+    /// One element per workload.
+    pub workloads: Vec<DemoWorkload>,
+}
+
+/// One workload of the demo.
+#[derive(Clone, Debug, Serialize)]
+pub struct DemoWorkload {
+    /// Short name.
+    pub name: &'static str,
+    /// In words.
+    pub description: String,
+    /// What the application at the far end sent and received.
+    pub application_bytes: u64,
+    /// L3 bytes that the far ends received and sent, captured there, both legs and directions.
+    pub far_ends_bytes: u64,
+    /// The exact figure less that of the far ends.
+    pub difference_bytes: i64,
+    /// What was measured.
+    pub target: TargetReport,
+}
+
 /// A span of time, RFC 3339 with offset.
 #[derive(Clone, Debug, Serialize)]
 pub struct Interval {
@@ -135,6 +165,19 @@ impl From<Cell> for Counters {
     }
 }
 
+impl Counters {
+    fn since(&self, earlier: &Self) -> Self {
+        // Counters only grow; a smaller one is shown as no traffic, never as a huge number.
+        Self {
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            wire_packets: self.wire_packets.saturating_sub(earlier.wire_packets),
+            wire_bytes: self.wire_bytes.saturating_sub(earlier.wire_bytes),
+            payload_bytes: self.payload_bytes.saturating_sub(earlier.payload_bytes),
+        }
+    }
+}
+
 impl std::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
         self.packets += other.packets;
@@ -169,6 +212,14 @@ impl Directions {
         match direction {
             Direction::Ingress => &mut self.ingress,
             Direction::Egress => &mut self.egress,
+        }
+    }
+
+    /// What came since an earlier sum of the same.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            ingress: self.ingress.since(&earlier.ingress),
+            egress: self.egress.since(&earlier.egress),
         }
     }
 

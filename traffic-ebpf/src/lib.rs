@@ -119,6 +119,71 @@ const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);
 
+/// One traced packet (`--trace-packets`), as it passes the ring buffer `PACKET_RECORDS`.
+///
+/// Addresses in network byte order, an IPv4 address in the first four bytes; everything else in the
+/// host's. What could not be read is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketRecord {
+    /// Source address of the IP header.
+    pub source: [u8; 16],
+    /// Destination address of the IP header.
+    pub destination: [u8; 16],
+    /// Number of the interface in the socket's network namespace.
+    pub ifindex: u32,
+    /// Payload bytes per segment; 0 if not segmented.
+    pub gso_size: u32,
+    /// As in [`Cell`].
+    pub bytes: u32,
+    /// As in [`Cell`].
+    pub payload_bytes: u32,
+    /// As in [`Cell`].
+    pub wire_packets: u32,
+    /// As in [`Cell`].
+    pub wire_bytes: u32,
+    /// Source port of the transport header.
+    pub source_port: u16,
+    /// Destination port of the transport header.
+    pub destination_port: u16,
+    /// [`INGRESS`] or [`EGRESS`].
+    pub direction: u8,
+    /// [`IPV4`] or [`IPV6`].
+    pub family: u8,
+    /// Upstream port slot of the protocol.
+    pub protocol: u8,
+    /// Port slot that the packet was counted in.
+    pub port_slot: u8,
+    /// Flags byte of the TCP header.
+    pub tcp_flags: u8,
+    /// Zero.
+    pub padding: [u8; 3],
+}
+
+const _: () = assert!(size_of::<PacketRecord>() == 68 && align_of::<PacketRecord>() == 4);
+
+impl PacketRecord {
+    /// Nothing known yet.
+    pub const ZERO: Self = Self {
+        source: [0; 16],
+        destination: [0; 16],
+        ifindex: 0,
+        gso_size: 0,
+        bytes: 0,
+        payload_bytes: 0,
+        wire_packets: 0,
+        wire_bytes: 0,
+        source_port: 0,
+        destination_port: 0,
+        direction: 0,
+        family: 0,
+        protocol: 0,
+        port_slot: 0,
+        tcp_flags: 0,
+        padding: [0; 3],
+    };
+}
+
 /// Returns where in an [`InterfaceCells`] the cell of these coordinates lies.
 #[inline(always)]
 pub const fn cell_index(direction: u32, port_slot: u32, family: u32) -> usize {

@@ -8,12 +8,7 @@
 /// Source: `qdisc_pkt_len_segs_init()`, net/core/dev.c, its `SKB_GSO_DODGY` branch.
 #[inline(always)]
 pub const fn wire_packets(payload: u32, gso_size: u32) -> u32 {
-    if gso_size == 0 || payload <= gso_size {
-        1
-    } else {
-        // In 64 bits, because payload + gso_size may not fit in 32 for an untrusted `gso_size`.
-        ((payload as u64 + gso_size as u64 - 1) / gso_size as u64) as u32
-    }
+    if gso_size == 0 || payload <= gso_size { 1 } else { payload.div_ceil(gso_size) }
 }
 
 /// Returns the L3 bytes on the wire of a (super-)packet of `l3_bytes`, of which `header_bytes` are the

@@ -1,2 +1,51 @@
 //! Tasks of this repository.
-fn main() {}
+//!
+//! `cargo xtask ebpf` builds the committed eBPF object, `cargo xtask ebpf --check` proves that it
+//! belongs to the sources, `cargo xtask test` is the one test command.
+
+mod command;
+mod debian;
+mod ebpf;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Tasks of this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF object and write it, with its manifest, to traffic-ebpf/prebuilt
+    Ebpf(ebpf::Options),
+    /// Run the unit tests, the kernel tests and the end-to-end tests (as root)
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let workspace = Workspace::open()?;
+    match &arguments.task {
+        Task::Ebpf(options) => ebpf::run(&workspace, options),
+        Task::Test(options) => test::run(&workspace, options),
+    }
+}

@@ -1,0 +1,57 @@
+//! The commands: each puts the rooms below together and returns the exit status.
+
+mod compare;
+mod demo;
+mod exec;
+mod output;
+mod subject;
+
+use std::io::{self, Write as _};
+
+use anyhow::{Context as _, Result};
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, Command};
+use crate::method::classic;
+
+/// Exit status: done.
+pub const DONE: i32 = 0;
+/// Exit status: failed.
+pub const FAILED: i32 = 1;
+/// Exit status: done, but incomplete, and `--strict` was given.
+pub const INCOMPLETE: i32 = 3;
+
+/// Runs a command; returns the exit status.
+pub fn run(command: Command) -> Result<i32> {
+    match command {
+        Command::Compare(args) => on_runtime(compare::run(args)),
+        Command::Exec(args) => on_runtime(exec::run(args)),
+        Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Classic { port } => {
+            println!("{}", classic::run(port)?);
+            Ok(DONE)
+        }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "traffic-agent", &mut text);
+            io::stdout().write_all(&text)?;
+            Ok(DONE)
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+            io::stdout().write_all(&text)?;
+            Ok(DONE)
+        }
+        _ => anyhow::bail!("not there yet"),
+    }
+}
+
+/// Measuring waits for a child, for signals and for time, and does one thing at a time.
+fn on_runtime(work: impl Future<Output = Result<i32>>) -> Result<i32> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the tokio runtime")?
+        .block_on(work)
+}

@@ -1,0 +1,357 @@
+//! One target with every other way to measure it beside: the readings at both ends, and what they say
+//! of each other.
+
+use std::os::fd::AsFd as _;
+
+use anyhow::Result;
+
+use crate::estimate::{self, PortBytes};
+use crate::kernel::Sample;
+use crate::ledger;
+use crate::measure::Measurement;
+use crate::method::added::AddedRules;
+use crate::method::firewall::{self, Firewall};
+use crate::method::{ListeningPort, PortCell, interface};
+use crate::netns::NetNs;
+use crate::report::{
+    CellReport, Covers, Direction, Directions, Finding, Layer, Leg, MethodReport, Scope, Severity,
+    TargetReport,
+};
+use crate::target::PortFilter;
+use crate::units::{self, Units};
+
+/// How the estimate is made.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The ports that the estimate reads; all listening ones if none is named.
+    pub estimate_ports: PortFilter,
+    /// Count with rules of our own.
+    pub add_rules: bool,
+}
+
+/// A running comparison of one target.
+pub struct Comparison<'h> {
+    measurement: Measurement<'h>,
+    options: Options,
+    network: NetNs,
+    added: Option<AddedRules>,
+    rules: firewall::Reading,
+    interfaces: Result<interface::Interfaces, interface::Error>,
+    start: Sample,
+}
+
+impl<'h> Comparison<'h> {
+    /// Takes the first readings. The hook's last, because it is the quickest to read: what the rules
+    /// and the hook saw is then as nearly the same time as can be.
+    pub fn start(mut measurement: Measurement<'h>, options: &Options) -> Result<Self> {
+        let network = measurement.network()?;
+        let ports = estimate_ports(&mut measurement, options);
+        let added = match options.add_rules {
+            true => Some(AddedRules::add(Some(network.as_fd()), &ports)?),
+            false => None,
+        };
+        let rules = read_rules(added.as_ref(), &network, &ports)?;
+        let interfaces = interface::read(Some(network.as_fd()));
+        let start = measurement.sample()?;
+        Ok(Self { measurement, options: options.clone(), network, added, rules, interfaces, start })
+    }
+
+    /// The measurement behind it.
+    pub fn measurement(&mut self) -> &mut Measurement<'h> {
+        &mut self.measurement
+    }
+
+    /// Follows the target, and with it the rules that were added.
+    pub fn follow(&mut self) {
+        self.measurement.follow_or_note();
+        let ports = estimate_ports(&mut self.measurement, &self.options);
+        if let Some(added) = &mut self.added {
+            for port in ports {
+                if let Err(error) = added.ensure(port) {
+                    self.measurement.note_once("rules-not-added", &error);
+                }
+            }
+        }
+    }
+
+    /// What was counted since the start: the cells with their names.
+    pub fn cells_so_far(&mut self) -> Result<Vec<CellReport>> {
+        let now = self.measurement.sample()?;
+        self.measurement.cells(&self.start, &now)
+    }
+
+    /// Billed wire bytes since the start.
+    pub fn billed_so_far(&mut self) -> Result<u64> {
+        Ok(ledger::totals(&self.cells_so_far()?).billed.wire_bytes())
+    }
+
+    /// Takes the last readings and holds them against each other.
+    pub fn finish(mut self, units: Units) -> Result<TargetReport> {
+        let ports = estimate_ports(&mut self.measurement, &self.options);
+        let rules = read_rules(self.added.as_ref(), &self.network, &ports)?;
+        let interfaces = interface::read(Some(self.network.as_fd()));
+        let end = self.measurement.sample()?;
+        if let Some(added) = self.added.take() {
+            added.remove()?;
+        }
+        let mut report = self.measurement.report(&self.start, &end)?;
+
+        let client =
+            |cell: &CellReport| cell.leg == Leg::Client && chosen(&self.options, cell, &ports);
+        let hook = port_bytes(&ledger::sum(&report.cells, client));
+        let rules = firewall::difference(&self.rules, &rules);
+        let (rules_row, by_rules) = match &rules {
+            Ok(measured) => {
+                report.findings.extend(rule_findings(measured, &report.cells, &client));
+                let bytes = measured
+                    .bytes(Direction::Ingress)
+                    .zip(measured.bytes(Direction::Egress))
+                    .map(|(ingress, egress)| PortBytes { ingress, egress });
+                (measured.report(), bytes)
+            }
+            Err(reason) => {
+                report.findings.push(rules_changed(reason));
+                (firewall::unavailable(reason.clone()), None)
+            }
+        };
+        let interface_row = interface_row(&self.interfaces, &interfaces);
+        let exact = exact_bytes(&report);
+        report.findings.extend(loopback_finding(&report.cells, &client));
+        let left_out = ports_left_out(&report.cells, &self.options, &ports, rules.as_ref().ok());
+        report.findings.extend(not_all_ports(&left_out));
+
+        let (source, seen) = match by_rules {
+            Some(bytes) => ("iptables-port", bytes),
+            None => ("hook-port", hook),
+        };
+        let comparable = left_out.is_empty().then_some(report.total_wire_bytes);
+        report.estimates = estimate::estimates(source, seen, comparable);
+        report.capture_rates = estimate::capture_rates(source, seen, "exact", exact).to_vec();
+        if let (Some(ingress), Some(egress)) =
+            (interface_row.ingress_bytes, interface_row.egress_bytes)
+        {
+            let interface = PortBytes { ingress, egress };
+            report.capture_rates.extend(estimate::capture_rates(
+                source,
+                seen,
+                "interface",
+                interface,
+            ));
+        }
+        report.ratio = Some(estimate::ratio(seen));
+        report.methods = vec![
+            method_row("ebpf", Covers::Target, Layer::L3Wire, exact),
+            rules_row,
+            method_row("hook-port", Covers::ClientLeg, Layer::L3, hook),
+            interface_row,
+        ];
+        report.complete = !report.findings.iter().any(|finding| finding.incomplete);
+        report.verdict = verdict(&report, units);
+        Ok(report)
+    }
+}
+
+/// The ports whose traffic the estimate is made of.
+fn estimate_ports(measurement: &mut Measurement<'_>, options: &Options) -> Vec<ListeningPort> {
+    let mut ports = measurement.client_ports();
+    if !options.estimate_ports.0.is_empty() {
+        ports.retain(|port| options.estimate_ports.adds(*port));
+    }
+    ports
+}
+
+/// Whether the estimate is to be made of this cell.
+fn chosen(options: &Options, cell: &CellReport, ports: &[ListeningPort]) -> bool {
+    options.estimate_ports.0.is_empty()
+        || cell
+            .port
+            .is_some_and(|port| ports.contains(&ListeningPort { protocol: cell.protocol, port }))
+}
+
+fn read_rules(
+    added: Option<&AddedRules>,
+    network: &NetNs,
+    ports: &[ListeningPort],
+) -> Result<firewall::Reading> {
+    Ok(match added {
+        Some(added) => added.read()?,
+        None => Firewall::read(Some(network.as_fd()), ports),
+    })
+}
+
+fn port_bytes(sum: &Directions) -> PortBytes {
+    PortBytes { ingress: sum.ingress.bytes, egress: sum.egress.bytes }
+}
+
+fn exact_bytes(report: &TargetReport) -> PortBytes {
+    let billed = &report.totals.billed;
+    PortBytes { ingress: billed.ingress.wire_bytes, egress: billed.egress.wire_bytes }
+}
+
+fn method_row(name: &'static str, covers: Covers, layer: Layer, bytes: PortBytes) -> MethodReport {
+    MethodReport {
+        name,
+        covers,
+        layer,
+        available: true,
+        reason: None,
+        ingress_bytes: Some(bytes.ingress),
+        egress_bytes: Some(bytes.egress),
+        rules: Vec::new(),
+    }
+}
+
+fn interface_row(
+    start: &Result<interface::Interfaces, interface::Error>,
+    end: &Result<interface::Interfaces, interface::Error>,
+) -> MethodReport {
+    let difference = match (start, end) {
+        (Ok(start), Ok(end)) => interface::difference(start, end),
+        (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
+    };
+    difference.unwrap_or_else(interface::unavailable)
+}
+
+/// What the rules say of themselves, held against the hook.
+fn rule_findings(
+    measured: &firewall::Measured,
+    cells: &[CellReport],
+    client: &dyn Fn(&CellReport) -> bool,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for direction in [Direction::Ingress, Direction::Egress] {
+        let covered = ledger::sum(cells, |cell| {
+            client(cell)
+                && cell.direction == direction
+                && part_of(cell).is_some_and(|part| measured.coverage.covers(&part))
+        });
+        let hook = covered.ingress.bytes + covered.egress.bytes;
+        findings.extend(measured.shadow_finding(direction, hook));
+    }
+    let uncovered = |cell: &&CellReport| {
+        client(cell)
+            && cell.counters.bytes > 0
+            && part_of(cell).is_some_and(|part| {
+                measured.coverage.has(part.direction)
+                    && !measured.coverage.covers(&part)
+                    && !measured.coverage.uncovered_ports(part.direction).contains(&part.listening)
+            })
+    };
+    let missed: Vec<&CellReport> = cells.iter().filter(uncovered).collect();
+    if let Some(first) = missed.first().and_then(|cell| part_of(cell)) {
+        let bytes: u64 = missed.iter().map(|cell| cell.counters.bytes).sum();
+        findings.push(Finding {
+            severity: Severity::Warning,
+            code: "rules-incomplete",
+            message: format!("no rule counts {first}, nor others: {bytes} bytes are in no counter"),
+            remedy: "add the same rules with ip6tables, or use --add-rules".to_owned(),
+            incomplete: false,
+        });
+    }
+    findings
+}
+
+fn part_of(cell: &CellReport) -> Option<PortCell> {
+    let listening = ListeningPort { protocol: cell.protocol, port: cell.port? };
+    Some(PortCell { family: cell.family, direction: cell.direction, listening })
+}
+
+/// Listening ports with traffic that the estimate is not made of: then the exact figure is of more
+/// than the estimate, and their difference is not its error.
+fn ports_left_out(
+    cells: &[CellReport],
+    options: &Options,
+    ports: &[ListeningPort],
+    rules: Option<&firewall::Measured>,
+) -> Vec<ListeningPort> {
+    let mut left_out: Vec<ListeningPort> = cells
+        .iter()
+        .filter(|cell| cell.leg == Leg::Client && cell.scope != Scope::Loopback)
+        .filter_map(|cell| {
+            let listening = ListeningPort { protocol: cell.protocol, port: cell.port? };
+            let without_rule = rules.is_some_and(|rules| {
+                rules.coverage.has(cell.direction)
+                    && rules.coverage.uncovered_ports(cell.direction).contains(&listening)
+            });
+            (without_rule || !chosen(options, cell, ports)).then_some(listening)
+        })
+        .collect();
+    left_out.sort_unstable();
+    left_out.dedup();
+    left_out
+}
+
+fn not_all_ports(left_out: &[ListeningPort]) -> Option<Finding> {
+    let ports: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+    (!ports.is_empty()).then(|| Finding {
+        severity: Severity::Warning,
+        code: "not-all-ports",
+        message: format!(
+            "the estimate is made without {}, which had traffic: it has no error to give, because \
+             the exact figure is of all ports",
+            ports.join(", ")
+        ),
+        remedy: "add rules for them, use --add-rules, or take them away with --port '!...'"
+            .to_owned(),
+        incomplete: false,
+    })
+}
+
+fn rules_changed(reason: &str) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        code: "rules-changed",
+        message: reason.to_owned(),
+        remedy: "measure again while nobody changes the firewall; hook-port takes its place here"
+            .to_owned(),
+        incomplete: false,
+    }
+}
+
+/// A front server on the same host comes in over loopback: the rules count it, nobody bills it.
+fn loopback_finding(cells: &[CellReport], client: &dyn Fn(&CellReport) -> bool) -> Option<Finding> {
+    let loopback = ledger::sum(cells, |cell| client(cell) && cell.scope == Scope::Loopback);
+    let PortBytes { ingress, egress } = port_bytes(&loopback);
+    (ingress + egress > 0).then(|| Finding {
+        severity: Severity::Warning,
+        code: "loopback-in-estimate",
+        message: format!(
+            "the port's counters contain loopback connections, as of a front server on this host: \
+             {ingress} bytes in, {egress} bytes out, which nobody bills"
+        ),
+        remedy: "exclude them in the rules with `! -i lo` and `! -o lo`".to_owned(),
+        incomplete: false,
+    })
+}
+
+/// One sentence: what the published estimate is worth here.
+fn verdict(report: &TargetReport, units: Units) -> String {
+    let shared = report.findings.iter().any(|finding| finding.code == "cgroup-shared");
+    let subject = if shared { "cgroup" } else { "proxy" };
+    let exact = units::format_bytes(report.total_wire_bytes, units);
+    let qualifier = if report.complete { "" } else { "at least " };
+    if report.total_wire_bytes == 0 {
+        return format!("The {subject} used no billed traffic.");
+    }
+    let Some(published) = report.estimates.first() else {
+        return format!("The {subject} used {qualifier}{exact}.");
+    };
+    let estimate = units::format_bytes(published.total_bytes, units);
+    let Some(error) = published.error_percent else {
+        return format!(
+            "The {subject} used {qualifier}{exact}; the published estimate (2 x in) of some of its \
+             ports says {estimate}."
+        );
+    };
+    let judged = match error {
+        error if error < -20.0 => "too low, far from the 20 % that are claimed",
+        error if error > 20.0 => "too high, far from the 20 % that are claimed",
+        error if error < 0.0 => "too low, within the 20 % that are claimed",
+        _ => "too high, within the 20 % that are claimed",
+    };
+    format!(
+        "The {subject} used {qualifier}{exact}; the published estimate (2 x in) says {estimate}: \
+         {} {judged}.",
+        units::format_percent(error.abs())
+    )
+}

@@ -1,0 +1,305 @@
+//! The eBPF program as seen from user space: load, attach, read, detach. The only room that knows aya.
+//!
+//! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
+//! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
+
+mod object;
+mod slots;
+mod trace;
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapData, MapError, PerCpuArray},
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
+};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
+
+pub use self::{
+    slots::{Owner, SlotTables},
+    trace::Trace,
+};
+
+/// Why the kernel's side of counting does not work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Creating the maps or loading the programs was refused.
+    #[error("cannot load the eBPF program: {}", load_remedy(.source))]
+    Load {
+        /// What aya says.
+        #[source]
+        source: EbpfError,
+    },
+    /// The object lacks something that the agent asks for: agent and object do not belong together.
+    #[error(
+        "the eBPF object has no {kind} `{name}`: it was built from other sources than this agent"
+    )]
+    Foreign {
+        /// `program` or `map`.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// `TRAFFIC_AGENT_OBJECT` names a file that cannot be read.
+    #[error("cannot read the eBPF object {}, which TRAFFIC_AGENT_OBJECT names", path.display())]
+    Object {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The cgroup does not exist, or cannot be opened.
+    #[error("cannot open cgroup {}: is it still there? `traffic-agent doctor` lists what is", path.display())]
+    OpenCgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused to attach.
+    #[error("cannot attach {program} to cgroup {}: {}", path.display(), attach_remedy(.source))]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// What aya says.
+        #[source]
+        source: ProgramError,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {action} the eBPF map {map}")]
+    Map {
+        /// `read`, `write` or `map into memory`.
+        action: &'static str,
+        /// The map.
+        map: &'static str,
+        /// What aya says.
+        #[source]
+        source: MapError,
+    },
+    /// The port tables could not be mapped into memory.
+    #[error("cannot map the eBPF map {map} into memory")]
+    MapMemory {
+        /// The map.
+        map: &'static str,
+        /// The errno.
+        #[source]
+        source: nix::Error,
+    },
+    /// aya-log found no ring buffer in the object.
+    #[error("cannot read the log of the eBPF program")]
+    Log(#[from] aya_log::Error),
+}
+
+/// Returns the errno of an error chain, if there is one in it.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return io.raw_os_error();
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn load_remedy(source: &EbpfError) -> &'static str {
+    match errno(source) {
+        Some(libc::EPERM | libc::EACCES) => {
+            "not permitted; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        }
+        Some(libc::ENOSYS) => "this kernel has no bpf() system call",
+        Some(libc::EINVAL) => {
+            "the kernel lacks a feature; Linux 5.10 or later is needed, see `traffic-agent doctor`"
+        }
+        Some(libc::ENOMEM) => "not enough memory for the maps",
+        _ => "see `traffic-agent doctor` for what this kernel lacks",
+    }
+}
+
+fn attach_remedy(source: &ProgramError) -> &'static str {
+    match errno(source) {
+        Some(libc::EPERM | libc::EACCES) => {
+            "not permitted; either CAP_NET_ADMIN is missing, or another program holds the cgroup \
+             exclusively, as systemd does for a unit with IPAccounting= or IPAddressDeny=; \
+             measure its parent slice instead"
+        }
+        Some(libc::ENOENT) => "it was removed meanwhile",
+        Some(libc::EBADF | libc::EINVAL) => "it is not a cgroup v2 directory",
+        Some(libc::E2BIG) => "64 programs are attached to it already, which is the kernel's limit",
+        _ => "see `traffic-agent doctor`",
+    }
+}
+
+/// What is decided when the program is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Describe each of the first so many packets.
+    pub trace_packets: u32,
+    /// Accepted sockets inherit the port slot of their listener (TPROXY).
+    pub transparent: bool,
+}
+
+/// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Element(InterfaceCells);
+
+// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, five `u64`s, no padding;
+// every bit pattern is a valid value.
+unsafe impl aya::Pod for Element {}
+
+/// All counters of one instance, summed over CPUs.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When it was read.
+    pub taken_at: Instant,
+    /// `INTERFACE_SLOTS` x `CELLS_PER_INTERFACE` cells, one interface slot after the other.
+    pub cells: Vec<Cell>,
+}
+
+impl Sample {
+    /// What an instance that has counted nothing would give.
+    pub fn zero(taken_at: Instant) -> Self {
+        Self { taken_at, cells: vec![Cell::default(); INTERFACE_SLOTS * CELLS_PER_INTERFACE] }
+    }
+}
+
+/// One instance of the program: its maps, its links, its log.
+pub struct Counter {
+    /// Owns the programs and with them the links: dropping it detaches.
+    ebpf: Ebpf,
+    cells: PerCpuArray<MapData, Element>,
+    slots: SlotTables,
+    trace: Trace,
+}
+
+impl Counter {
+    /// Loads the programs and creates the maps. Nothing is attached yet.
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        // Before 5.11 maps count against the locked memory of the process. Where the limit cannot be
+        // raised it may still suffice; if not, the load fails and says so.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+
+        let object = object::bytes()?;
+        let transparent = u32::from(options.transparent);
+        let mut ebpf = EbpfLoader::new()
+            // The program uses no type of the running kernel; parsing its BTF takes longer than all
+            // the rest.
+            .btf(None)
+            .map_max_entries(trace::PACKET_RECORDS, trace::ring_bytes(options.trace_packets))
+            .override_global("TRACE_PACKETS", &options.trace_packets, true)
+            .override_global("TRANSPARENT", &transparent, true)
+            .load(&object)
+            .map_err(|source| Error::Load { source })?;
+
+        for name in [INGRESS_PROGRAM, EGRESS_PROGRAM] {
+            load_skb(&mut ebpf, name)?.load().map_err(load_error)?;
+        }
+        for name in BIND_PROGRAMS {
+            load_bind(&mut ebpf, name)?.load().map_err(load_error)?;
+        }
+
+        let cells = ebpf.take_map("CELLS").ok_or(Error::Foreign { kind: "map", name: "CELLS" })?;
+        let cells = PerCpuArray::try_from(cells).map_err(|source| Error::Map {
+            action: "read",
+            map: "CELLS",
+            source,
+        })?;
+        let slots = SlotTables::open(&mut ebpf)?;
+        let trace = Trace::open(&mut ebpf)?;
+        Ok(Self { ebpf, cells, slots, trace })
+    }
+
+    /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
+    /// are counted. Several cgroups feed the same cells; none of them may contain another.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let directory = File::open(cgroup)
+            .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
+        let attach_error =
+            |program| move |source| Error::Attach { program, path: cgroup.to_owned(), source };
+        // `Single` is link flag 0, which for a cgroup link means "beside others"; aya's
+        // `AllowMultiple` is refused with EINVAL since 5.7.
+        let mode = CgroupAttachMode::Single;
+        // The announcers first: a port bound from here on is known before its first packet.
+        for name in BIND_PROGRAMS {
+            load_bind(&mut self.ebpf, name)?
+                .attach(&directory, mode)
+                .map_err(attach_error(name))?;
+        }
+        for (name, direction) in [
+            (INGRESS_PROGRAM, CgroupSkbAttachType::Ingress),
+            (EGRESS_PROGRAM, CgroupSkbAttachType::Egress),
+        ] {
+            load_skb(&mut self.ebpf, name)?
+                .attach(&directory, direction, mode)
+                .map_err(attach_error(name))?;
+        }
+        Ok(())
+    }
+
+    /// Reads every counter once, summed over CPUs.
+    ///
+    /// Each counter is read at once, but not all at the same time: under load, packets and bytes may
+    /// differ by what passed in between.
+    pub fn sample(&self) -> Result<Sample, Error> {
+        let mut sample = Sample::zero(Instant::now());
+        for (slot, cells) in (0u32..).zip(sample.cells.chunks_exact_mut(CELLS_PER_INTERFACE)) {
+            let per_cpu = self.cells.get(&slot, 0).map_err(|source| Error::Map {
+                action: "read",
+                map: "CELLS",
+                source,
+            })?;
+            for Element(element) in per_cpu.iter() {
+                for (sum, cell) in cells.iter_mut().zip(element) {
+                    sum.packets += cell.packets;
+                    sum.bytes += cell.bytes;
+                    sum.wire_packets += cell.wire_packets;
+                    sum.wire_bytes += cell.wire_bytes;
+                    sum.payload_bytes += cell.payload_bytes;
+                }
+            }
+        }
+        Ok(sample)
+    }
+
+    /// The tables that say which port and which interface has which slot.
+    pub fn slots(&mut self) -> &mut SlotTables {
+        &mut self.slots
+    }
+
+    /// What the program tells beyond numbers.
+    pub fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
+    }
+}
+
+const INGRESS_PROGRAM: &str = "count_ingress";
+const EGRESS_PROGRAM: &str = "count_egress";
+const BIND_PROGRAMS: [&str; 2] = ["announce_bind4", "announce_bind6"];
+
+fn load_error(source: ProgramError) -> Error {
+    Error::Load { source: EbpfError::ProgramError(source) }
+}
+
+fn load_skb<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, Error> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Foreign { kind: "program", name })
+}
+
+fn load_bind<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, Error> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(Error::Foreign { kind: "program", name })
+}

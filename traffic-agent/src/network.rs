@@ -1,0 +1,114 @@
+//! The network namespaces of a target: names of their interfaces, listening ports of its sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use nix::net::if_::if_nameindex;
+
+use crate::method::ListeningPort;
+use crate::netns::NetNs;
+use crate::report::{Finding, Protocol, Severity};
+use crate::target::sockets::{self, Socket, State, Which};
+use crate::target::{Error, processes};
+
+/// The namespaces that processes of a target were seen in, and what was found there.
+#[derive(Default)]
+pub struct Networks {
+    seen: Vec<NetNs>,
+    interfaces: BTreeMap<u32, String>,
+}
+
+impl Networks {
+    /// Notes the namespaces of these processes. One that ended meanwhile is passed over.
+    pub fn note_processes(&mut self, proc: &Path, pids: impl IntoIterator<Item = i32>) {
+        for pid in pids {
+            let inode = processes::read(proc, pid).and_then(|process| process.netns);
+            let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
+            if inode.is_some_and(|inode| !known(inode))
+                && let Ok(netns) = NetNs::of_process(proc, pid)
+            {
+                self.seen.push(netns);
+            }
+        }
+    }
+
+    /// Learns the names of interfaces, also of those that came since the last call. A name stays
+    /// known when its interface is gone.
+    pub fn learn_interfaces(&mut self) -> Result<(), Error> {
+        for netns in self.all()? {
+            // The number 0 does not exist; names are UTF-8 but for who wants trouble.
+            let names: Vec<(u32, String)> = netns
+                .run(|| {
+                    if_nameindex().map(|interfaces| {
+                        interfaces
+                            .iter()
+                            .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
+                            .collect()
+                    })
+                })?
+                .unwrap_or_default();
+            for (index, name) in names {
+                self.interfaces.entry(index).or_insert(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of an interface number, as far as it was learnt.
+    pub fn interface(&self, index: u32) -> Option<&str> {
+        self.interfaces.get(&index).map(String::as_str)
+    }
+
+    /// All sockets of the target: those that the given cgroups own.
+    pub fn sockets(&self, which: Which, owned: &BTreeSet<u64>) -> Result<Vec<Socket>, Error> {
+        let mut all = Vec::new();
+        for netns in self.all()? {
+            let sockets = netns.run(|| sockets::dump(which))??;
+            all.extend(
+                sockets
+                    .into_iter()
+                    .filter(|socket| socket.cgroup_id.is_some_and(|id| owned.contains(&id))),
+            );
+        }
+        Ok(all)
+    }
+
+    /// The namespace that rules and interface counters are read in: the first that was seen.
+    pub fn first(&self) -> Result<NetNs, Error> {
+        let first = self.all()?.swap_remove(0);
+        Ok(first)
+    }
+
+    /// Interface numbers belong to a namespace: with several of them, names may be mixed up.
+    pub fn finding(&self) -> Option<Finding> {
+        (self.seen.len() > 1).then(|| Finding {
+            severity: Severity::Warning,
+            code: "several-namespaces",
+            message: format!(
+                "processes of the target were seen in {} network namespaces: numbers and names of \
+                 their interfaces may be mixed up, and what is billed with them",
+                self.seen.len()
+            ),
+            remedy: "measure the namespaces as targets of their own".to_owned(),
+            incomplete: true,
+        })
+    }
+
+    /// The namespaces seen, or the agent's own as long as there is none.
+    fn all(&self) -> Result<Vec<NetNs>, Error> {
+        if self.seen.is_empty() {
+            return Ok(vec![NetNs::current()?]);
+        }
+        self.seen.iter().map(|netns| netns.try_clone().map_err(Error::from)).collect()
+    }
+}
+
+/// Whether a socket has this local port.
+pub fn uses_port(socket: &Socket, port: ListeningPort) -> bool {
+    socket.protocol == port.protocol && socket.local.port() == port.port
+}
+
+/// Whether a socket waits for TCP connections.
+pub fn listens(socket: &Socket) -> bool {
+    socket.protocol == Protocol::Tcp && socket.state == State::LISTEN
+}

@@ -1,0 +1,242 @@
+//! `cargo xtask test`: unit, kernel and end-to-end tests by one command.
+//!
+//! Nothing is skipped silently: what the tests need is installed, or its absence is an error; a test
+//! program that ends early counts as failed; a filter that fits nothing is an error.
+
+mod tally;
+mod tools;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use self::tally::Tally;
+use crate::{
+    command::{self, announce},
+    debian,
+    workspace::Workspace,
+};
+
+/// The package of kernel and end-to-end tests.
+const PACKAGE: &str = "traffic-tests";
+/// Its test targets that begin so are end to end, with real proxies; the others are kernel tests.
+const END_TO_END: &str = "e2e";
+
+/// Flags of `cargo xtask test`.
+#[derive(clap::Args, Default)]
+pub struct Options {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Run the unit tests (they need no rights; `cargo test` runs them too)
+    #[arg(long)]
+    unit: bool,
+    /// Run the kernel tests
+    #[arg(long)]
+    kernel: bool,
+    /// Run the end-to-end tests with real proxies
+    #[arg(long)]
+    e2e: bool,
+    /// Test what `cargo build --release` makes
+    #[arg(long)]
+    release: bool,
+}
+
+/// Which tests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Parts {
+    unit: bool,
+    kernel: bool,
+    end_to_end: bool,
+}
+
+impl Options {
+    /// All tests unless some are asked for.
+    fn parts(&self) -> Parts {
+        let all = !(self.unit || self.kernel || self.e2e);
+        Parts { unit: all || self.unit, kernel: all || self.kernel, end_to_end: all || self.e2e }
+    }
+}
+
+/// Runs the tests and prints their sum as the last line.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    tests(workspace, options, None)
+}
+
+/// Runs the kernel tests with an object in place of the committed one.
+pub fn kernel_tests_with(workspace: &Workspace, object: &Path) -> Result<ExitCode> {
+    tests(workspace, &Options { kernel: true, ..Options::default() }, Some(object))
+}
+
+fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Result<ExitCode> {
+    let parts = options.parts();
+    let privileged = parts.kernel || parts.end_to_end;
+    if privileged && !debian::is_root() {
+        bail!(
+            "the kernel tests and the end-to-end tests need root; run `cargo xtask test` as root \
+             (`cargo test` runs the unit tests without rights)"
+        );
+    }
+    // First, so that whatever is missing stops the run before any test.
+    if privileged {
+        tools::firewall()?;
+    }
+    if parts.end_to_end {
+        tools::proxies(workspace)?;
+    }
+
+    let mut tally = Tally::default();
+    if parts.unit {
+        announce("unit tests");
+        let mut cargo = cargo(workspace, options, "test");
+        cargo.arg("--no-fail-fast").arg("--").args(&options.filter);
+        tally.add(run_tests(&mut cargo)?);
+    }
+    if privileged {
+        announce("kernel and end-to-end tests");
+        let mut cargo = cargo(workspace, options, "test");
+        cargo.args(["--package", PACKAGE, "--no-fail-fast"]);
+        cargo.args(targets(workspace, parts)?);
+        cargo.args(["--", "--test-threads=1"]).args(&options.filter);
+        let bin = tools::directory(workspace);
+        cargo
+            .env("TRAFFIC_AGENT", agent(workspace, options)?)
+            .env("TRAFFIC_TOOLS", &bin)
+            .env("TRAFFIC_REQUIRE_KERNEL", "1")
+            .env("PATH", command::path_with(&bin)?);
+        if let Some(object) = object {
+            cargo.env("TRAFFIC_AGENT_OBJECT", object);
+        }
+        tally.add(run_tests(&mut cargo)?);
+    }
+
+    if tally.ignored > 0 {
+        announce(&format!("{} tests are marked as ignored and did not run", tally.ignored));
+    }
+    let nothing = tally.is_empty();
+    if nothing {
+        let filter = options.filter.as_deref().unwrap_or_default();
+        eprintln!("error: no test ran: none has `{filter}` in its name");
+    }
+    println!("{tally}");
+    Ok(if nothing || tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A call of cargo with the options that every call has.
+fn cargo(workspace: &Workspace, options: &Options, task: &str) -> Command {
+    let mut cargo = workspace.cargo();
+    cargo.args([task, "--locked"]);
+    if options.release {
+        cargo.arg("--release");
+    }
+    cargo
+}
+
+/// Selects the test programs of the parts.
+fn targets(workspace: &Workspace, parts: Parts) -> Result<Vec<String>> {
+    let all = &workspace.package(PACKAGE)?.targets;
+    let tests = all.iter().filter(|target| target.kind.iter().any(|kind| kind == "test"));
+    let names: Vec<&str> = tests.map(|target| target.name.as_str()).collect();
+    let selected = select(&names, parts);
+    if selected.is_empty() {
+        bail!("{PACKAGE} has no test of the kind that was asked for");
+    }
+    Ok(selected)
+}
+
+fn select(names: &[&str], parts: Parts) -> Vec<String> {
+    let mut selected = Vec::new();
+    if parts.kernel {
+        // The package's own unit tests.
+        selected.push("--lib".to_owned());
+    }
+    for name in names {
+        let wanted = if name.starts_with(END_TO_END) { parts.end_to_end } else { parts.kernel };
+        if wanted {
+            selected.extend(["--test".to_owned(), (*name).to_owned()]);
+        }
+    }
+    selected
+}
+
+/// Builds the agent and returns where it is.
+fn agent(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
+    let mut cargo = cargo(workspace, options, "build");
+    cargo.args(["--package", "traffic-agent", "--bins"]);
+    cargo.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the agent does not build");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| executable(line, "traffic-agent"))
+        .context("cargo built no program called traffic-agent")
+}
+
+/// Reads where a program is from one of cargo's messages.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let program = message.get("executable")?.as_str()?;
+    (message.get("target")?.get("name")? == name).then(|| program.into())
+}
+
+/// Runs cargo's tests, shows what they print, and adds up their results.
+fn run_tests(cargo: &mut Command) -> Result<Tally> {
+    let mut child =
+        cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let mut tally = Tally::default();
+    let output = child.stdout.take().context("cargo has no output")?;
+    // Bytes: a test may print anything.
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read the output of cargo")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        tally.read(&line);
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    if !status.success() && tally.failed == 0 {
+        eprintln!("error: cargo ended with {status} without a failed test: counted as one failure");
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_tests_run_unless_some_are_asked_for() {
+        let all = Parts { unit: true, kernel: true, end_to_end: true };
+        assert_eq!(Options::default().parts(), all);
+        let kernel = Parts { unit: false, kernel: true, end_to_end: false };
+        assert_eq!(Options { kernel: true, ..Options::default() }.parts(), kernel);
+    }
+
+    #[test]
+    fn end_to_end_tests_are_known_by_their_name() {
+        let names = ["wire", "e2e_xray"];
+        let parts = |kernel, end_to_end| Parts { unit: false, kernel, end_to_end };
+        assert_eq!(select(&names, parts(true, false)), ["--lib", "--test", "wire"]);
+        assert_eq!(select(&names, parts(false, true)), ["--test", "e2e_xray"]);
+        assert!(select(&["wire"], parts(false, true)).is_empty());
+    }
+
+    #[test]
+    fn the_agent_is_found_in_the_messages_of_cargo() {
+        let message = r#"{"reason":"compiler-artifact","target":{"name":"traffic-agent"},
+                          "executable":"/t/debug/traffic-agent"}"#;
+        assert_eq!(
+            executable(message, "traffic-agent"),
+            Some(PathBuf::from("/t/debug/traffic-agent"))
+        );
+        assert_eq!(executable(message, "other"), None);
+        assert_eq!(executable(r#"{"reason":"build-finished","success":true}"#, "x"), None);
+        assert_eq!(executable("no JSON", "x"), None);
+    }
+}
