@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod offload;
 pub mod packet;
 pub mod process;
+pub mod proxy;
 pub mod relay;
 pub mod role;
 pub mod sockets;

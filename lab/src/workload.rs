@@ -4,6 +4,7 @@
 //! A connection begins with 16 bytes: how many bytes will be uploaded, and how many the server shall
 //! send, as big-endian u64; the top bit of the first says "both at once". The client closes its
 //! sending side after the upload, the server after the download: nothing is reset, nothing is late.
+//! Proxies that pass on no half that ends need [`Closing::WhenDone`] instead.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -21,6 +22,8 @@ use crate::relay::bind_listener;
 pub const HEADER_BYTES: u64 = 16;
 /// In the first field of the header.
 const AT_ONCE: u64 = 1 << 63;
+/// Likewise.
+const WHEN_DONE: u64 = 1 << 62;
 /// Longest silence of a socket.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the server may take to finish what the client has finished.
@@ -123,6 +126,19 @@ pub struct Route<'a> {
     pub relay: Option<SocketAddr>,
     /// The server, or what stands for it (a port that a proxy forwards).
     pub target: SocketAddr,
+}
+
+/// Who closes a connection when.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Closing {
+    /// Each side when it has sent all: a relay must pass on that one direction has ended, and leave
+    /// the other going.
+    #[default]
+    ByHalves,
+    /// Both sides, as soon as both directions are through, as with HTTP. xray, v2ray and sing-box,
+    /// some of them with some protocols, tell the other side nothing of a half that ends, or soon end
+    /// the other half, too.
+    WhenDone,
 }
 
 #[derive(Debug, Default)]
@@ -252,16 +268,25 @@ fn serve(stream: TcpStream, tally: &Tally) -> io::Result<()> {
     let mut header = [0; HEADER_BYTES as usize];
     (&stream).read_exact(&mut header)?;
     let (upload, download) = (field(&header, 0), field(&header, 8));
-    let (at_once, upload) = (upload & AT_ONCE != 0, upload & !AT_ONCE);
+    let (at_once, when_done) = (upload & AT_ONCE != 0, upload & WHEN_DONE != 0);
+    let upload = upload & !(AT_ONCE | WHEN_DONE);
     let (sent, received) = exchange(
         at_once,
         || {
             let sent = send(&stream, download, &|_| {})?;
-            stream.shutdown(Shutdown::Write)?;
+            if !when_done {
+                stream.shutdown(Shutdown::Write)?;
+            }
             Ok(sent)
         },
-        || receive(&stream, upload, &|_| {}),
+        || match when_done {
+            true => receive_some(&stream, upload, &|_| {}),
+            false => receive(&stream, upload, &|_| {}),
+        },
     )?;
+    if when_done {
+        finish(&stream)?;
+    }
     tally.sent_bytes.fetch_add(sent, Ordering::Release);
     tally.received_bytes.fetch_add(received + HEADER_BYTES, Ordering::Release);
     tally.connections.fetch_add(1, Ordering::Release);
@@ -301,6 +326,17 @@ pub fn run(
     server: &Server,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Outcome> {
+    run_closing(Closing::ByHalves, workload, route, server, progress)
+}
+
+/// As [`run`], with a choice of who closes when.
+pub fn run_closing(
+    closing: Closing,
+    workload: &Workload,
+    route: Route<'_>,
+    server: &Server,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Outcome> {
     let before = server.totals();
     let begin = Instant::now();
     let next = AtomicU32::new(0);
@@ -312,7 +348,7 @@ pub fn run(
             if number >= workload.connections || failed.load(Ordering::Relaxed) {
                 return Ok((total, greeting_sent, greeting_received));
             }
-            let done = one_connection(workload, route, progress).with_context(|| {
+            let done = one_connection(closing, workload, route, progress).with_context(|| {
                 failed.store(true, Ordering::Relaxed);
                 format!("connection {} of workload {}", number + 1, workload.name)
             })?;
@@ -376,6 +412,7 @@ struct Done {
 }
 
 fn one_connection(
+    closing: Closing,
     workload: &Workload,
     route: Route<'_>,
     progress: &(dyn Fn(u64) + Sync),
@@ -388,23 +425,33 @@ fn one_connection(
         Some(_) => greet_socks5(&stream, route.target)?,
         None => (0, 0),
     };
-    let flag = if workload.at_once { AT_ONCE } else { 0 };
+    let by_halves = closing == Closing::ByHalves;
+    let mut flag = if workload.at_once { AT_ONCE } else { 0 };
+    flag |= if by_halves { 0 } else { WHEN_DONE };
     let mut header = [0; HEADER_BYTES as usize];
     header[..8].copy_from_slice(&(workload.upload_bytes | flag).to_be_bytes());
     header[8..].copy_from_slice(&workload.download_bytes.to_be_bytes());
     let upload = || -> io::Result<u64> {
         (&stream).write_all(&header)?;
         let sent = send(&stream, workload.upload_bytes, progress)?;
-        stream.shutdown(Shutdown::Write)?;
+        if by_halves {
+            stream.shutdown(Shutdown::Write)?;
+        }
         Ok(sent + HEADER_BYTES)
     };
-    let download = || receive(&stream, workload.download_bytes, progress);
+    let download = || match by_halves {
+        true => receive(&stream, workload.download_bytes, progress),
+        false => receive_some(&stream, workload.download_bytes, progress),
+    };
     let (sent, received) = if workload.at_once {
         exchange(true, upload, download)
     } else {
         upload().and_then(|sent| Ok((sent, download()?)))
     }
     .context("the exchange with the server failed")?;
+    if !by_halves {
+        finish(&stream).context("the connection to the server does not end")?;
+    }
     Ok(Done { greeting_sent, greeting_received, sent, received })
 }
 
@@ -465,6 +512,37 @@ fn send(mut stream: &TcpStream, bytes: u64, progress: &dyn Fn(u64)) -> io::Resul
         progress(sent);
     }
     Ok(bytes)
+}
+
+/// Receives so many bytes and leaves what follows.
+fn receive_some(mut stream: &TcpStream, bytes: u64, progress: &dyn Fn(u64)) -> io::Result<u64> {
+    let mut chunk = [0; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let wanted = left.min(CHUNK as u64) as usize;
+        match stream.read(&mut chunk[..wanted]).map_err(in_words)? as u64 {
+            0 => return Err(io::Error::other(format!("{left} of {bytes} bytes did not come"))),
+            got => {
+                left -= got;
+                progress(got);
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Closes the sending side and waits for the other to do so, too. Nothing may come before; a reset is
+/// as good an end as any, because both directions are through.
+fn finish(stream: &TcpStream) -> io::Result<()> {
+    let ended = match stream.shutdown(Shutdown::Write) {
+        Ok(()) => receive(stream, 0, &|_| {}).map(drop),
+        Err(error) => Err(error),
+    };
+    match ended {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        ended => ended,
+    }
 }
 
 /// Receives to the end of the stream and checks that it had so many bytes.
