@@ -232,7 +232,7 @@ impl<'h> Measurement<'h> {
         findings.extend(self.slot_findings(&cells));
         findings.extend(self.networks.finding());
         findings.extend(unparsable(self.counter.trace().take_log()));
-        if cells.is_empty() {
+        if cells.is_empty() && !self.plan.selectors.is_empty() {
             findings.push(no_traffic());
         }
         let totals = ledger::totals(&cells);

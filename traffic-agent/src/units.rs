@@ -151,7 +151,7 @@ pub fn format_percent(percent: f64) -> String {
 pub fn format_ratio(ratio: f64) -> String {
     match ratio {
         ratio if !ratio.is_finite() => NONE.to_owned(),
-        ratio if ratio >= 9_999.95 => grouped(ratio.round() as u128),
+        ratio if ratio >= 999.95 => grouped(ratio.round() as u128),
         ratio if ratio >= 99.995 => format!("{ratio:.1}"),
         ratio if ratio >= 0.995 || ratio <= 0.0 => format!("{ratio:.2}"),
         ratio => {
@@ -275,6 +275,7 @@ mod tests {
     #[test]
     fn a_ratio_keeps_three_digits_however_small() {
         assert_eq!(format_ratio(621.784), "621.8");
+        assert_eq!(format_ratio(999.96), "1,000");
         assert_eq!(format_ratio(12_345.6), "12,346");
         assert_eq!(format_ratio(2.154), "2.15");
         assert_eq!(format_ratio(1.0), "1.00");

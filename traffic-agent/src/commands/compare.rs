@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use jiff::ZonedDateTime;
 
 use super::output::{self, Sink};
@@ -16,7 +16,7 @@ use crate::measure::{Measurement, Plan};
 use crate::render::progress::Progress;
 use crate::report::{ExitStatus, FORMAT, Interval, Report};
 use crate::signals::Signals;
-use crate::target::{self, Host, PortFilter, Selector};
+use crate::target::{self, Cgroup, Host, PortFilter, Selector};
 use crate::units;
 
 /// How long `compare` measures when nobody is there to end it.
@@ -60,9 +60,14 @@ async fn measured(args: Compare) -> Result<i32> {
         output::note(note);
     }
 
+    let named: Vec<(&str, &[Cgroup])> =
+        plans.iter().map(|plan| (plan.name.as_str(), plan.cgroups.as_slice())).collect();
+    let mut overlaps = target::resolve::overlaps(&named);
     let mut comparisons = Vec::new();
     for plan in plans {
-        let measurement = Measurement::start(&host, plan)?;
+        let mut measurement = Measurement::start(&host, plan)?;
+        // Of all targets: the first carries them.
+        overlaps.drain(..).for_each(|finding| measurement.add_finding(finding));
         comparisons.push(Comparison::start(measurement, &options)?);
     }
     let begun = ZonedDateTime::now();
@@ -108,32 +113,11 @@ fn plans(host: &Host, args: &Compare, ports: &PortFilter) -> Result<Vec<Plan>> {
         true => vec![target::default_target(host)?],
         false => target::group(selectors)?,
     };
-    let plans: Vec<Plan> = specs
-        .iter()
-        .map(|spec| {
-            let unbilled = args.measuring.unbilled.clone();
-            Plan::resolve(host, spec, ports.clone(), unbilled, args.measuring.trace_packets)
-        })
-        .collect::<Result<_, _>>()?;
-    for (index, plan) in plans.iter().enumerate() {
-        for other in &plans[..index] {
-            let shared = plan.cgroups.iter().find(|cgroup| {
-                other.cgroups.iter().any(|of| of.contains(cgroup) || cgroup.contains(of))
-            });
-            if let Some(cgroup) = shared {
-                bail!(
-                    "targets {} and {} both contain cgroup {}: its traffic would be in both; give \
-                     them one name to have them summed: --target NAME={} --target NAME={}",
-                    other.name,
-                    plan.name,
-                    cgroup.path,
-                    other.selector,
-                    plan.selector
-                );
-            }
-        }
-    }
-    Ok(plans)
+    let resolve = |spec| {
+        let unbilled = args.measuring.unbilled.clone();
+        Plan::resolve(host, spec, ports.clone(), unbilled, args.measuring.trace_packets)
+    };
+    Ok(specs.iter().map(resolve).collect::<Result<_, _>>()?)
 }
 
 /// How long to measure; `None`: until a signal, or the end of the command.

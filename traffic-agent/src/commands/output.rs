@@ -45,8 +45,8 @@ impl Sink {
                     .with_context(|| format!("cannot write the report to {}", path.display()))?;
                 (Box::new(BufWriter::new(file)), Stream::File)
             }
-            (None, Default::Stdout) => (Box::new(io::stdout()), Stream::Stdout),
-            (None, Default::Stderr) => (Box::new(io::stderr()), Stream::Stderr),
+            (None, Default::Stdout) => (Box::new(BufWriter::new(io::stdout())), Stream::Stdout),
+            (None, Default::Stderr) => (Box::new(BufWriter::new(io::stderr())), Stream::Stderr),
         };
         let units = match printing.units {
             UnitsArg::Iec => Units::Iec,

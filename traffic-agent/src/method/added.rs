@@ -83,6 +83,15 @@ impl AddedRules {
         if !programs.is_empty() {
             backends.push(Backend::Iptables { programs, suffix });
         }
+        Self::add_with(netns, backends, ports)
+    }
+
+    /// Takes the first backend that works.
+    fn add_with(
+        netns: Option<OwnedFd>,
+        backends: Vec<Backend>,
+        ports: &[ListeningPort],
+    ) -> Result<Self, Error> {
         let mut refused = Error::NotInstalled;
         for backend in backends {
             let mut added = Self { netns: None, backend, ports: BTreeSet::new(), removed: false };
@@ -352,3 +361,7 @@ fn stale_tables(text: &str, is_alive: impl Fn(u32) -> bool) -> Vec<String> {
         .map(str::to_owned)
         .collect()
 }
+
+#[cfg(test)]
+#[path = "added_tests.rs"]
+mod tests;

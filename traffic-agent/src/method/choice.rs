@@ -38,7 +38,7 @@ pub(super) struct Candidate {
     rank: Rank,
 }
 
-/// Lower is preferred; compared after the bytes where only `nearness` differs.
+/// How much of the port's traffic the conditions may leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Narrow {
     No,

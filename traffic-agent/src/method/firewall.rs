@@ -3,9 +3,10 @@
 //! Reads every backend there is, changes nothing. Which rules make up the sum is decided in `choice`.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::thread;
+use std::{io, thread};
 
 use crate::report::{Covers, Direction, Layer, MethodReport, RuleReport};
 
@@ -50,12 +51,21 @@ impl Firewall {
         });
         let mut texts = Vec::new();
         let mut problems = Vec::new();
+        let mut refused = Vec::new();
         for (source, result) in sources.iter().zip(results) {
             match result {
+                Ok(Ok(text)) if text.is_empty() && source.is_blind() => {
+                    refused.push(source.program)
+                }
                 Ok(Ok(text)) => texts.push((source.clone(), text)),
+                Ok(Err(run::Error::NotPermitted { .. })) => refused.push(source.program),
                 Ok(Err(error)) => problems.push(chain(&error)),
                 Err(_) => problems.push(format!("the reading of {} broke off", source.program)),
             }
+        }
+        if !refused.is_empty() {
+            let program = refused.join(", ");
+            problems.push(run::Error::NotPermitted { program }.to_string());
         }
         interpret(&texts, problems, ports)
     }
@@ -93,6 +103,16 @@ impl Source {
             Kind::Nft => &["-j", "list", "ruleset"],
         };
         run::run(&self.path, arguments, "", netns)
+    }
+
+    /// Without rights the legacy programs print nothing and succeed, as if there were no rules.
+    fn is_blind(&self) -> bool {
+        let names = match self.kind {
+            Kind::Save { family: "ip", .. } => "/proc/thread-self/net/ip_tables_names",
+            Kind::Save { .. } => "/proc/thread-self/net/ip6_tables_names",
+            Kind::Nft => return false,
+        };
+        File::open(names).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
@@ -292,6 +312,10 @@ pub fn unavailable(reason: String) -> MethodReport {
 /// In words, if a rule of the sum appeared, vanished or was set to zero in between (`iptables -Z`, a
 /// reload of ufw): finding `rules-changed`. There is no difference then, least of all a negative one.
 pub fn difference(start: &Reading, end: &Reading) -> Result<Measured, String> {
+    if start.programs != end.programs {
+        let problems: Vec<_> = start.problems.iter().chain(&end.problems).cloned().collect();
+        return Err(format!("the rules could not be read both times: {}", problems.join("; ")));
+    }
     let ports: BTreeSet<_> = start.ports.iter().chain(&end.ports).copied().collect();
     let ports: Vec<_> = ports.into_iter().collect();
     let mut gained = end.ruleset.clone();
@@ -355,7 +379,8 @@ pub fn difference(start: &Reading, end: &Reading) -> Result<Measured, String> {
     }
     let rules: Vec<_> =
         candidates.iter().map(|candidate| rule_report(&candidate.counter)).collect();
-    Ok(Measured { rules, coverage, unavailable: end.unavailable(), ruleset: gained, candidates })
+    let unavailable = if rules.iter().any(|rule| rule.counted) { None } else { end.unavailable() };
+    Ok(Measured { rules, coverage, unavailable, ruleset: gained, candidates })
 }
 
 fn same_table<'a>(ruleset: &'a Ruleset, table: &Table) -> Option<&'a Table> {

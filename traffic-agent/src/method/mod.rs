@@ -22,11 +22,13 @@ mod reach;
 mod ruleset;
 mod run;
 mod shadow;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::report::{Direction, Family, Protocol};
+use crate::report::{Direction, Family, Finding, Protocol, Severity};
 
 /// One counter, as read at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,5 +148,39 @@ impl Coverage {
                 .any(|cell| cell.direction == direction && cell.listening == *listening)
         };
         self.ports.iter().copied().filter(|listening| !covered(listening)).collect()
+    }
+
+    /// What the rules leave out, of the directions that have any: `not-all-ports` for listening ports
+    /// without a rule, `rules-miss-family` for ports with rules for the other IP version only.
+    ///
+    /// `traffic`: bytes which `hook-port` saw of a part; parts without traffic are left out silently.
+    pub fn findings(&self, traffic: impl Fn(&PortCell) -> u64) -> Vec<Finding> {
+        let mut lacking = [Vec::new(), Vec::new()];
+        for cell in self.missing().into_iter().filter(|cell| self.has(cell.direction)) {
+            let bytes = traffic(&cell);
+            if bytes > 0 {
+                let other_family = !self.uncovered_ports(cell.direction).contains(&cell.listening);
+                lacking[usize::from(other_family)].push(format!("{cell}: {bytes} bytes"));
+            }
+        }
+        let [ports, families] = lacking;
+        let finding = |code, parts: Vec<String>, remedy: &str| Finding {
+            severity: Severity::Warning,
+            code,
+            message: format!("no rule counts {}", parts.join(", ")),
+            remedy: remedy.to_owned(),
+            incomplete: false,
+        };
+        let mut findings = Vec::new();
+        if !ports.is_empty() {
+            let remedy = "add rules for every listening port, or measure with --add-rules";
+            findings.push(finding("not-all-ports", ports, remedy));
+        }
+        if !families.is_empty() {
+            let remedy =
+                "add the same rules with ip6tables (iptables), or measure with --add-rules";
+            findings.push(finding("rules-miss-family", families, remedy));
+        }
+        findings
     }
 }

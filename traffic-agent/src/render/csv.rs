@@ -140,7 +140,7 @@ fn writer(out: &mut dyn Write) -> Writer<&mut dyn Write> {
 }
 
 /// The crate's own conversion would hide that a pipe was closed.
-fn io_error(error: csv::Error) -> io::Error {
+pub(super) fn io_error(error: csv::Error) -> io::Error {
     match error.into_kind() {
         ErrorKind::Io(error) => error,
         other => io::Error::other(format!("{other:?}")),
@@ -216,4 +216,113 @@ fn figures<'a>(target: &'a TargetReport, common: &Row<'a>) -> Vec<Row<'a>> {
         ..row("capture-rate")
     }));
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::{
+        super::fixture::{self, text},
+        *,
+    };
+
+    /// Reads a table back: a map from column to text for each row.
+    fn rows(table: &str) -> Vec<HashMap<String, String>> {
+        csv::Reader::from_reader(table.as_bytes())
+            .deserialize()
+            .collect::<Result<_, _>>()
+            .expect("every row has the columns of the header")
+    }
+
+    #[test]
+    fn header_names_the_columns_in_their_order() {
+        let mut writer = Writer::from_writer(Vec::new());
+        writer.serialize(Row::default()).unwrap();
+        let own = String::from_utf8(writer.into_inner().unwrap()).unwrap();
+        assert_eq!(own.lines().next(), Some(HEADER));
+    }
+
+    #[test]
+    fn every_figure_has_one_row_that_can_be_read_back() {
+        let table = text(|out| write(&fixture::compare(), out));
+        let rows = rows(&table);
+        let kinds = rows.iter().fold(HashMap::new(), |mut kinds: HashMap<_, usize>, row| {
+            *kinds.entry(row["kind"].as_str()).or_default() += 1;
+            kinds
+        });
+        let expected = [
+            ("total", 6),
+            ("port", 4),
+            ("cell", 4),
+            ("method", 8),
+            ("estimate", 4),
+            ("capture-rate", 2),
+        ];
+        assert_eq!(kinds, HashMap::from(expected));
+        assert!(rows.iter().all(|row| row["target"] == "xray" && row["complete"] == "true"));
+        assert!(rows.iter().all(|row| row["end"] == "2026-11-23T10:01:00.25+08:00"));
+        // The cells add up to the totals, and both to the exact figure.
+        for kind in ["total", "cell"] {
+            let sum: u64 = rows
+                .iter()
+                .filter(|row| row["kind"] == kind && row["scope"] == "billed")
+                .map(|row| row["wire_bytes"].parse::<u64>().unwrap())
+                .sum();
+            assert_eq!(sum, 3_003_000_000, "{kind}");
+        }
+    }
+
+    #[test]
+    fn rows_look_as_documented() {
+        const SINCE: &str = "2026-11-23T10:00:00.25+08:00,2026-11-23T10:01:00.25+08:00,xray,true";
+        let table = text(|out| write(&fixture::compare(), out));
+        let lines: Vec<_> = table.lines().collect();
+        for line in [
+            "total,,,,billed,,ingress,,,,,25025,1450749300,1001000,1501500000,1449448000,,",
+            "total,,,,loopback,,egress,,,,,0,0,0,0,0,,",
+            "port,,,,,,ingress,client,tcp,443,,25,1449300,1000,1500000,1448000,,",
+            "cell,,,eth0,billed,socket,ingress,client,tcp,443,ipv4,\
+             25,1449300,1000,1500000,1448000,,",
+            "method,iptables-port,,,,,ingress,,,,,,1449300,,,,,l3",
+            "method,interface,,,,,egress,,,,,,,,,,,\
+             eth0 appeared after the start; measure again now that it is there",
+        ] {
+            let line = format!("{SINCE},{line}");
+            assert!(lines.contains(&line.as_str()), "{line}\nis not in\n{table}");
+        }
+        let estimate =
+            format!("{SINCE},estimate,out-x2,iptables-port,,,,,,,,,,2898600000,,,,-3.47");
+        assert!(table.contains(&estimate), "{table}");
+    }
+
+    #[test]
+    fn text_with_commas_and_quotes_stays_in_its_column() {
+        let mut report = fixture::compare();
+        report.targets[0].name = "a,\"b\"\nc".to_owned();
+        report.targets[0].cells[0].counters.wire_bytes = u64::MAX;
+        let rows = rows(&text(|out| write(&report, out)));
+        assert!(rows.iter().all(|row| row["target"] == "a,\"b\"\nc"));
+        assert!(rows.iter().any(|row| row["wire_bytes"] == "18446744073709551615"));
+    }
+
+    #[test]
+    fn intervals_go_into_the_same_table() {
+        let billed = fixture::compare().targets[0].totals.billed;
+        let interval = IntervalReport::new("xray", fixture::interval(), billed, 3_003_000_000);
+        let table = text(|out| {
+            write_header(out)?;
+            write_interval(&interval, out)?;
+            write_rows(&fixture::compare(), out)
+        });
+        let rows = rows(&table);
+        assert_eq!(
+            (rows[0]["kind"].as_str(), rows[0]["direction"].as_str()),
+            ("interval", "ingress")
+        );
+        assert_eq!(
+            (rows[1]["wire_bytes"].as_str(), rows[2]["kind"].as_str()),
+            ("1501500000", "total")
+        );
+    }
 }

@@ -5,14 +5,16 @@ use std::io::{self, Write};
 use csv::WriterBuilder;
 
 use super::Options;
+use super::csv::io_error;
 use super::table::{self, write_title};
-use super::text::{Grid, Style, write_labelled};
+use super::text::{Grid, Style, tame, write_labelled};
 use crate::report::{DemoReport, DemoWorkload};
 use crate::units::{NONE, format_bytes, format_count, format_signed_percent};
 
 /// Writes a block per workload and a sentence at the end.
 pub fn write(report: &DemoReport, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "Through the {} in a counted cgroup, between two other hosts:", report.proxy)?;
+    let proxy = tame(&report.proxy);
+    writeln!(out, "Through the {proxy} in a counted cgroup, between two other hosts:")?;
     for workload in &report.workloads {
         write_title(&format!("{}: {}", workload.name, workload.description), options, out)?;
         write_workload(workload, options, out)?;
@@ -111,7 +113,7 @@ fn verdict(report: &DemoReport) -> String {
 /// Writes one row per workload and figure: `workload,figure,source,bytes,error_percent`.
 pub fn write_csv(report: &DemoReport, out: &mut dyn Write) -> io::Result<()> {
     let mut rows = WriterBuilder::new().from_writer(out);
-    let mut row = |cells: [&str; 5]| rows.write_record(cells).map_err(io::Error::other);
+    let mut row = |cells: [&str; 5]| rows.write_record(cells).map_err(io_error);
     row(["workload", "figure", "source", "bytes", "error_percent"])?;
     for workload in &report.workloads {
         let name = workload.name;

@@ -53,14 +53,15 @@ impl IntervalReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Columns {
     units: Units,
-    /// Of the longest name of a target; 0 where there is only one.
+    /// Of the longest name of a target or the heading; 0 where there is only one target.
     target: usize,
 }
 
 impl Columns {
     /// Returns columns for these targets; their names are shown only if there are several.
     pub fn new(units: Units, targets: &[&str]) -> Self {
-        let longest = targets.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        let names = targets.iter().copied().chain(["target"]);
+        let longest = names.map(|name| name.chars().count()).max().unwrap_or(0);
         Self { units, target: if targets.len() > 1 { longest } else { 0 } }
     }
 
@@ -95,5 +96,67 @@ impl Columns {
         }
         let rate_width = width + "/s".len();
         writeln!(out, "  {ingress:>width$}  {egress:>width$}  {total:>width$}  {rate:>rate_width$}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            fixture::{self, text},
+            json,
+        },
+        *,
+    };
+
+    fn report(target: &str) -> IntervalReport {
+        let billed =
+            Directions { ingress: fixture::counters(1_000), egress: fixture::counters(100) };
+        IntervalReport::new(target, fixture::interval(), billed, 9_999_999)
+    }
+
+    #[test]
+    fn lines_stand_under_their_header() {
+        let columns = Columns::new(Units::Iec, &["xray"]);
+        // 1,650,000 B in 60 s are 27,500 B/s.
+        let expected = "\
+time        ingress     egress      total         rate
+10:01:00   1.43 MiB    146 KiB   1.57 MiB   26.9 KiB/s
+";
+        let lines = text(|out| {
+            columns.write_header(out)?;
+            columns.write_line(&report("xray"), out)
+        });
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn several_targets_are_told_apart_and_exact_bytes_fit() {
+        let columns = Columns::new(Units::Bytes, &["xray", "nginx"]);
+        let expected = "\
+time      target          ingress           egress            total               rate
+10:01:00  xray        1,500,000 B        150,000 B      1,650,000 B         27,500 B/s
+";
+        let lines = text(|out| {
+            columns.write_header(out)?;
+            columns.write_line(&report("xray"), out)
+        });
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn json_line_says_that_it_is_an_interval() {
+        let line = text(|out| json::write_line(&report("xray"), out));
+        assert_eq!(
+            line,
+            "{\"format\":1,\"record\":\"interval\",\"target\":\"xray\",\
+             \"start\":\"2026-11-23T10:00:00.25+08:00\",\"end\":\"2026-11-23T10:01:00.25+08:00\",\
+             \"seconds\":60.0,\
+             \"ingress\":{\"packets\":25,\"bytes\":1449300,\"wire_packets\":1000,\
+             \"wire_bytes\":1500000,\"payload_bytes\":1448000},\
+             \"egress\":{\"packets\":3,\"bytes\":144956,\"wire_packets\":100,\
+             \"wire_bytes\":150000,\"payload_bytes\":144800},\
+             \"total_wire_bytes\":9999999}\n"
+        );
     }
 }

@@ -94,23 +94,31 @@ fn write_rules(method: &MethodReport, options: &Options, out: &mut dyn Write) ->
         return Ok(());
     }
     write_title(&format!("Counters behind {}", method.name), options, out)?;
+    let width = if options.units == Units::Bytes { 15 } else { 9 };
     for rule in &method.rules {
         let RuleReport { backend, table, chain, direction, bytes, packets, .. } = rule;
         let place: Vec<&str> =
             [table, chain].into_iter().map(String::as_str).filter(|s| !s.is_empty()).collect();
         writeln!(
             out,
-            "  {:7}  {:>9}  {:>11} packets  {} {}{}",
+            "  {:7}  {:>width$}  {:>11} packets  {} {}",
             word(direction),
             format_bytes(*bytes, options.units),
             format_count(*packets),
             tame(backend),
             tame(&place.join("/")),
-            if rule.counted { "" } else { "  (counted by another, not in the sum)" },
         )?;
+        let indent = ("", Style::Plain, 11);
         if !rule.rule.is_empty() {
-            write_labelled(&[("", Style::Plain, 11)], &rule.rule, options, out)?;
+            write_labelled(&[indent], &rule.rule, options, out)?;
         }
+        let remark = match (rule.counted, &rule.reason) {
+            (true, None) => continue,
+            (true, Some(limit)) => limit.clone(),
+            (false, None) => "not in the sum".to_owned(),
+            (false, Some(reason)) => format!("not in the sum: {reason}"),
+        };
+        write_labelled(&[indent], &format!("({remark})"), options, out)?;
     }
     Ok(())
 }

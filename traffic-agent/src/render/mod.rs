@@ -13,6 +13,8 @@ pub mod csv;
 pub mod demo;
 pub mod doctor;
 mod exec;
+#[cfg(test)]
+mod fixture;
 pub mod interval;
 pub mod json;
 mod methods;

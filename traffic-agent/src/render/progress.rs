@@ -110,3 +110,104 @@ fn start(
     }
     bar
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal of one line: what stands in it, and what has ever stood there.
+    #[derive(Clone, Debug, Default)]
+    struct Line {
+        now: Arc<Mutex<String>>,
+        ever: Arc<Mutex<String>>,
+    }
+
+    impl TermLike for Line {
+        fn width(&self) -> u16 {
+            100
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.now.lock().unwrap().push_str(text);
+            self.ever.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.now.lock().unwrap().clear();
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shown(duration: Option<Duration>) -> (Line, Progress) {
+        let line = Line::default();
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(line.clone()), 255);
+        let progress = Progress::timed_on(target, "measuring xray", duration);
+        (line, progress)
+    }
+
+    #[test]
+    fn bar_shows_the_end_and_the_totals_and_goes_away_when_dropped() {
+        let (line, progress) = shown(Some(Duration::from_secs(60)));
+        progress.set_message("1.23 GiB");
+        progress.advance();
+        progress.bar.force_draw();
+        let ever = line.ever.lock().unwrap().clone();
+        assert!(ever.contains("measuring xray ["), "{ever:?}");
+        assert!(ever.contains("] 00:00:00 of 00:01:00  1.23 GiB"), "{ever:?}");
+        drop(progress);
+        assert_eq!(line.now.lock().unwrap().trim(), "");
+    }
+
+    #[test]
+    fn without_an_end_there_is_a_spinner() {
+        let (line, progress) = shown(None);
+        progress.set_message("1.23 GiB");
+        progress.bar.force_draw();
+        let ever = line.ever.lock().unwrap().clone();
+        assert!(ever.contains(" 00:00:00  1.23 GiB") && !ever.contains('['), "{ever:?}");
+        progress.finish();
+        assert_eq!(line.now.lock().unwrap().trim(), "");
+    }
+
+    #[test]
+    fn what_ends_at_once_has_no_bar() {
+        let (line, progress) = shown(Some(SHORT));
+        progress.set_message("1.23 GiB");
+        progress.advance();
+        progress.bar.force_draw();
+        drop(progress);
+        assert_eq!(*line.ever.lock().unwrap(), "");
+    }
+
+    #[test]
+    fn steps_and_hidden_ones_need_no_terminal() {
+        let progress = Progress::steps("demo", 4);
+        progress.step();
+        assert_eq!(progress.bar.position(), 1);
+        assert_eq!(Progress::hidden().suspend(|| 7), 7);
+    }
+}

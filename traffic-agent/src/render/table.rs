@@ -48,7 +48,7 @@ fn write_target(
     out: &mut dyn Write,
 ) -> io::Result<()> {
     write_heading(report, target, options, out)?;
-    write_totals(target, options, out)?;
+    write_totals(report.command, target, options, out)?;
     write_ports(target, options, out)?;
     if options.verbose {
         write_parts(target, options, out)?;
@@ -143,16 +143,24 @@ pub(super) fn exact(bytes: u64, units: Units) -> String {
     if rounded == exact { exact } else { format!("{rounded} ({exact})") }
 }
 
-fn write_totals(target: &TargetReport, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+fn write_totals(
+    command: &str,
+    target: &TargetReport,
+    options: &Options,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     let title = format!("Exact: {} on the wire", exact(target.total_wire_bytes, options.units));
     write_title(&title, options, out)?;
     let billed = |cell: &CellReport| cell.scope == Scope::Billed;
     let leg = |leg| ledger::sum(&target.cells, |cell| billed(cell) && cell.leg == leg);
-    let mut rows = vec![
-        ("client leg".to_owned(), leg(Leg::Client)),
-        ("upstream leg".to_owned(), leg(Leg::Upstream)),
-        ("sum".to_owned(), target.totals.billed),
-    ];
+    let client = leg(Leg::Client);
+    let mut rows = Vec::new();
+    // A command that serves nobody has one leg, which is the sum.
+    if command != "exec" || client != Directions::default() {
+        rows.push(("client leg".to_owned(), client));
+        rows.push(("upstream leg".to_owned(), leg(Leg::Upstream)));
+    }
+    rows.push(("sum".to_owned(), target.totals.billed));
     let kernel = ledger::sum(&target.cells, |cell| billed(cell) && cell.origin == Origin::Kernel);
     for (label, directions) in [
         ("incl. kernel", kernel),
@@ -213,24 +221,26 @@ pub(super) fn word(value: &impl serde::Serialize) -> String {
     }
 }
 
-/// Writes the billed traffic by interface, by protocol and by family.
+/// Writes the wire bytes of all scopes by interface, by protocol and by family.
 fn write_parts(target: &TargetReport, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    let parts: [(&str, fn(&CellReport) -> String); 3] = [
-        ("By interface (all scopes)", |cell| format!("{} ({})", cell.interface, word(&cell.scope))),
-        ("By protocol (all scopes)", |cell| word(&cell.protocol)),
-        ("By family (all scopes)", |cell| word(&cell.family)),
+    let parts: [fn(&CellReport) -> String; 3] = [
+        |cell| format!("{} ({})", cell.interface, word(&cell.scope)),
+        |cell| word(&cell.protocol),
+        |cell| word(&cell.family),
     ];
-    for (title, key) in parts {
-        let mut rows: BTreeMap<String, Directions> = BTreeMap::new();
+    let mut rows = Vec::new();
+    for part in parts {
+        let mut sums: BTreeMap<String, Directions> = BTreeMap::new();
         for cell in &target.cells {
-            *rows.entry(key(cell)).or_default().of_mut(cell.direction) += cell.counters;
+            *sums.entry(part(cell)).or_default().of_mut(cell.direction) += cell.counters;
         }
-        if !rows.is_empty() {
-            write_title(title, options, out)?;
-            write_figures(&Vec::from_iter(rows), options, out)?;
-        }
+        rows.extend(sums);
     }
-    Ok(())
+    if rows.is_empty() {
+        return Ok(());
+    }
+    write_title("By interface, protocol and family (wire bytes, all scopes)", options, out)?;
+    write_figures(&rows, &Options { verbose: false, ..*options }, out)
 }
 
 /// A counter: its name and how it is taken and shown.
@@ -292,3 +302,7 @@ pub(super) fn write_findings(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,6 +1,8 @@
 //! One line per traced packet, in the manner of tcpdump: `--trace-packets`.
 //!
-//!     in  eth0 IP 10.77.1.2.40000 > 10.77.1.1.443: tcp [S.] client payload 0 wire 60 B in 1 packet
+//! ```text
+//! in  eth0 IP 10.77.1.2.40000 > 10.77.1.1.443: tcp [S.] client payload 0 wire 60 B in 1 packet
+//! ```
 //!
 //! What the numbers of a record stand for may grow in the program before it does here: an unknown one
 //! is printed as a number.

@@ -71,12 +71,12 @@ pub fn default_target(host: &Host) -> Result<TargetSpec, Error> {
 }
 
 /// Says so when two targets count the same packets: each figure is right, their sum is not.
-pub fn overlaps(targets: &[(&str, &Resolved)]) -> Vec<Finding> {
+pub fn overlaps(targets: &[(&str, &[Cgroup])]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, (first, one)) in targets.iter().enumerate() {
         for (second, other) in &targets[index + 1..] {
-            let shared = one.cgroups.iter().find_map(|a| {
-                let b = other.cgroups.iter().find(|b| a.contains(b) || b.contains(a))?;
+            let shared = one.iter().find_map(|a| {
+                let b = other.iter().find(|b| a.contains(b) || b.contains(a))?;
                 Some(if a.contains(b) { b } else { a })
             });
             findings.extend(shared.map(|cgroup| {

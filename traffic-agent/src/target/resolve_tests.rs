@@ -243,7 +243,7 @@ fn missing_containers_name_what_was_looked_at() {
 fn targets_that_count_the_same_cgroup_are_told() {
     let machine = Machine::new(&["/a/b", "/c"]);
     let [a, b, c] = ["/a", "/a/b", "/c"].map(|path| machine.resolve(&[path]).unwrap());
-    let findings = overlaps(&[("one", &a), ("two", &b), ("three", &c)]);
+    let findings = overlaps(&[("one", &a.cgroups), ("two", &b.cgroups), ("three", &c.cgroups)]);
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].message, "targets one and two both count cgroup /a/b");
 }
