@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Add;
 
 use anyhow::{Result, bail};
-use traffic_lab::answered::{self, AnsweredByKernel, Cause, TimeWaitCandidate};
+use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
 use traffic_lab::packet::{ACK, Direction, Packet, RST};
 use traffic_lab::{Filter, Sum, Trace};
 
@@ -98,7 +98,7 @@ pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Resul
     let portless_figures = figures([Sum::default(), on_the_wire(portless)]);
     let cells = plus(figures([ingress, egress]), portless_figures);
     let difference = minus(figures(captured), cells);
-    let resets = || found.resets.iter().filter(|reset| reset.cause != Cause::Orphan);
+    let resets = || found.resets.iter().filter(|reset| is_certain(reset));
     let certain = figures([
         Sum::of(resets().flat_map(|reset| &reset.triggers)),
         Sum::of(resets().map(|reset| &reset.reset).chain(&found.repeated)),
@@ -184,7 +184,7 @@ fn merged_away(found: &AnsweredByKernel) -> i64 {
     found
         .resets
         .iter()
-        .filter(|reset| reset.cause != Cause::Orphan)
+        .filter(|reset| is_certain(reset))
         .flat_map(|reset| reset.triggers.iter().skip(1))
         .map(|packet| i64::from(header(packet)))
         .sum()
@@ -200,6 +200,9 @@ enum Kind {
     /// The reset by which an orphan answers data. IPv4: the hook sees it, without a port; IPv6: it
     /// does not, since the kernel names no owner.
     OrphanReset,
+    /// Answered by a reset, although no FIN of the proxy came before: the reset has overtaken it. If
+    /// the socket was an orphan, the hook saw what it answered.
+    Overtaken,
     /// The reset by which a socket was closed. The hook sees it, without a port.
     OwnReset,
 }
@@ -216,7 +219,10 @@ fn maybe_missing(found: &AnsweredByKernel) -> Vec<Uncertain> {
         .silent
         .iter()
         .map(|packet| (Kind::Silent, figures([Sum::of([packet]), Sum::default()])));
-    pairs.chain(silent).chain(orphan_resets(found)).collect()
+    let overtaken = found.resets.iter().filter(|reset| reset.cause == Cause::Unknown);
+    let overtaken = overtaken
+        .map(|reset| (Kind::Overtaken, figures([Sum::of(&reset.triggers), Sum::default()])));
+    pairs.chain(silent).chain(overtaken).chain(orphan_resets(found)).collect()
 }
 
 /// What may be counted without a port.
@@ -227,6 +233,11 @@ fn maybe_portless(trace: &Trace, found: &AnsweredByKernel) -> Vec<Uncertain> {
     });
     let own = own.map(|reset| (Kind::OwnReset, figures([Sum::default(), Sum::of([reset])])));
     own.chain(orphan_resets(found)).collect()
+}
+
+/// Whether there was no full socket, so that no hook saw the reset or what it answers.
+fn is_certain(reset: &KernelReset) -> bool {
+    !matches!(reset.cause, Cause::Orphan | Cause::Unknown)
 }
 
 fn orphan_resets(found: &AnsweredByKernel) -> impl Iterator<Item = Uncertain> {
