@@ -119,8 +119,10 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
     }
     let nothing = tally.is_empty();
     if nothing {
-        let filter = options.filter.as_deref().unwrap_or_default();
-        eprintln!("error: no test ran: none has `{filter}` in its name");
+        match &options.filter {
+            Some(filter) => eprintln!("error: no test ran: none has `{filter}` in its name"),
+            None => eprintln!("error: no test ran: there is none"),
+        }
     }
     println!("{tally}");
     Ok(if nothing || tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
