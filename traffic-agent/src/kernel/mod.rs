@@ -101,6 +101,13 @@ pub enum Error {
     Log(#[from] aya_log::Error),
 }
 
+impl Error {
+    /// What the kernel answered, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        errno(self)
+    }
+}
+
 /// Returns the errno of an error chain, if there is one in it.
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
@@ -276,6 +283,13 @@ impl Counter {
     /// The tables that say which port and which interface has which slot.
     pub fn slots(&mut self) -> &mut SlotTables {
         &mut self.slots
+    }
+
+    /// Bytes of machine code that the ingress program was compiled to: 0 where the kernel interprets it.
+    /// `None` where the kernel does not say.
+    pub fn compiled_bytes(&mut self) -> Option<u32> {
+        let info = load_skb(&mut self.ebpf, INGRESS_PROGRAM).ok()?.info().ok()?;
+        Some(info.size_jitted())
     }
 
     /// What the program tells beyond numbers.
