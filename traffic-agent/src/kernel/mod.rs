@@ -3,7 +3,9 @@
 //! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
 //! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
 
+pub mod attached;
 mod object;
+pub mod probe;
 mod slots;
 mod trace;
 
