@@ -3,7 +3,9 @@
 //! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
 //! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
 
+pub mod attached;
 mod object;
+pub mod probe;
 mod slots;
 mod trace;
 
@@ -99,6 +101,13 @@ pub enum Error {
     /// aya-log found no ring buffer in the object.
     #[error("cannot read the log of the eBPF program")]
     Log(#[from] aya_log::Error),
+}
+
+impl Error {
+    /// What the kernel answered, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        errno(self)
+    }
 }
 
 /// Returns the errno of an error chain, if there is one in it.
@@ -276,6 +285,13 @@ impl Counter {
     /// The tables that say which port and which interface has which slot.
     pub fn slots(&mut self) -> &mut SlotTables {
         &mut self.slots
+    }
+
+    /// Bytes of machine code that the ingress program was compiled to: 0 where the kernel interprets it.
+    /// `None` where the kernel does not say.
+    pub fn compiled_bytes(&mut self) -> Option<u32> {
+        let info = load_skb(&mut self.ebpf, INGRESS_PROGRAM).ok()?.info().ok()?;
+        Some(info.size_jitted())
     }
 
     /// What the program tells beyond numbers.
