@@ -13,7 +13,7 @@ use traffic_lab::process::{Place, find_program};
 use traffic_lab::proxy::{Program, Protocol, Proxy, RunningProxy};
 use traffic_lab::role::Role;
 use traffic_lab::topology;
-use traffic_lab::workload::{self, Route, Server, Workload};
+use traffic_lab::workload::{self, Closing, Route, Server, Workload};
 use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
 
 use super::output::{self, Sink};
@@ -171,6 +171,14 @@ impl Carrier {
         }
     }
 
+    /// Real proxies do not pass on that one direction has ended.
+    fn closing(&self) -> Closing {
+        match self {
+            Self::Relay(_) => Closing::ByHalves,
+            Self::Real { .. } => Closing::WhenDone,
+        }
+    }
+
     /// Waits until the connections of the last workload are closed.
     fn finish_connections(&mut self) -> Result<()> {
         match self {
@@ -229,7 +237,8 @@ impl Scene<'_> {
         let comparison = Comparison::start(measurement, &options)?;
         let capture = self.lab.capture()?;
         let route = self.carrier.route(self.lab, self.server);
-        let outcome = workload::run(workload, route, self.server, &|_| ())?;
+        let closing = self.carrier.closing();
+        let outcome = workload::run_closing(closing, workload, route, self.server, &|_| ())?;
         self.carrier.finish_connections()?;
         let truth = capture.stop()?;
         let target = comparison.finish(units)?;

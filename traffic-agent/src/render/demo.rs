@@ -59,7 +59,7 @@ fn write_workload(
     let apart = match workload.difference_bytes {
         0 => "0 B apart: the same to the byte".to_owned(),
         apart => format!(
-            "{} B apart; {} B were answered by the kernel without the proxy",
+            "{} B apart; the kernel reset closed connections by itself: {} B",
             format_signed(apart),
             format_count(workload.answered_by_kernel_bytes)
         ),
