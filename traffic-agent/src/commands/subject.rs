@@ -62,8 +62,8 @@ impl Subject {
     }
 
     /// Starts the command.
-    pub fn start(&self) -> Result<Running, child::Error> {
-        Running::start(&self.command, &self.cgroup, self.user.as_ref())
+    pub fn start(&self, signals: &Signals) -> Result<Running, child::Error> {
+        Running::start(&self.command, &self.cgroup, self.user.as_ref(), signals)
     }
 
     /// Removes the cgroup; what is still running is reported.
