@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use crate::check::{Check, CheckStatus};
 use crate::kernel::attached::{Hook, Sharing, program_names, query};
@@ -77,10 +78,32 @@ pub(super) fn look(host: &Host, target: &str, cgroup: &Cgroup) -> Vec<Check> {
     let mut checks = judge(target, &cgroup.path, &hooks);
     let refused = checks.iter().any(|check| check.status == CheckStatus::Error);
     // Where systemd holds the cgroup already, ours will not come first.
-    if !refused && is_unshared_unit(&cgroup.path) && !is_delegated(&cgroup.dir) {
-        checks.push(later_deny(target, &cgroup.path));
+    if !refused
+        && is_unshared_unit(&cgroup.path)
+        && !is_delegated(&cgroup.dir)
+        && let Some(version) = systemd_version()
+        && version < FIRST_SHARING
+    {
+        checks.push(later_deny(target, &cgroup.path, version));
     }
     checks
+}
+
+/// From this version on systemd attaches to every unit as one of many (its pull request 19851, and
+/// measured on 252: it attaches beside ours, and its IPAddressDeny= is enforced).
+const FIRST_SHARING: u32 = 249;
+
+/// The installed systemd's version; none where there is none.
+fn systemd_version() -> Option<u32> {
+    let output = Command::new("systemctl").arg("--version").stderr(Stdio::null()).output().ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Reads `systemd 252 (252.38-1~deb12u1)` and what follows it.
+fn parse_version(text: &str) -> Option<u32> {
+    let version = text.strip_prefix("systemd ")?;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    version[..digits].parse().ok()
 }
 
 /// Asks for every hook and every level, the target's own cgroup first.
@@ -162,8 +185,9 @@ fn names<'a>(levels: impl Iterator<Item = &'a Level>) -> String {
 
 fn refusal(target: &str, path: &str, place: &str, programs: &str, hooks: &str) -> Check {
     let message = format!(
-        "{target}: cgroup {place} is held exclusively ({hooks}) by {programs}, as systemd does for a unit with \
-         IPAccounting=, IPAddressAllow= or IPAddressDeny=: the kernel refuses a second program{}",
+        "{target}: cgroup {place} is held exclusively ({hooks}) by {programs}, as systemd before \
+         {FIRST_SHARING} does for a unit with IPAccounting=, IPAddressAllow= or IPAddressDeny=: the kernel \
+         refuses a second program{}",
         if path == place { "" } else { ", there and below" }
     );
     let parent = match place.rsplit_once('/') {
@@ -219,14 +243,14 @@ fn is_delegated(dir: &Path) -> bool {
     })
 }
 
-fn later_deny(target: &str, path: &str) -> Check {
+fn later_deny(target: &str, path: &str, version: u32) -> Check {
     let unit = path.rsplit('/').next().unwrap_or_default();
     Check::warning(
         "unit",
         format!(
-            "{target}: {path} is a unit's own cgroup. While it is counted, systemd cannot attach to it \
-             exclusively, and does not say so: an IPAddressDeny= or IPAccounting= that is set on {unit} \
-             meanwhile would not take effect"
+            "{target}: {path} is a unit's own cgroup. While it is counted, systemd {version} cannot attach \
+             to it exclusively, and does not say so: an IPAddressDeny= or IPAccounting= that is set on \
+             {unit} meanwhile would not take effect"
         ),
         "nothing if the unit has none of them; for good, a slice of its own (Slice= in the unit), which \
          also outlives restarts",
@@ -306,6 +330,16 @@ mod tests {
         assert!(!is_unshared_unit("/xray-traffic.slice"));
         assert!(!is_unshared_unit("/proxy"));
         assert!(!is_unshared_unit("/"));
+    }
+
+    #[test]
+    fn version_of_systemd_is_the_first_number() {
+        let text = "systemd 252 (252.38-1~deb12u1)\n+PAM +AUDIT\n";
+        assert_eq!(parse_version(text), Some(252));
+        assert_eq!(parse_version("systemd 258~rc1"), Some(258));
+        for bad in ["", "systemd", "systemd ", "systemd x", "elogind 252", "systemd 99999999999"] {
+            assert_eq!(parse_version(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -87,15 +87,15 @@ impl Drop for HeldSignals {
 /// Where the program is attached for a moment.
 enum Scratch {
     Fresh(FreshCgroup),
-    /// Where no cgroup can be made: the agent's own.
-    Own(PathBuf),
+    /// Where none can be made: the agent's own, or the whole tree.
+    Existing(PathBuf),
 }
 
 impl Scratch {
     fn directory(&self) -> &Path {
         match self {
             Self::Fresh(fresh) => fresh.directory(),
-            Self::Own(directory) => directory,
+            Self::Existing(directory) => directory,
         }
     }
 }
@@ -107,7 +107,12 @@ fn scratch(host: &Host) -> (Option<Scratch>, Option<Check>) {
                           no cgroup of its own";
     let own = match own_cgroup(host) {
         Ok(own) => own,
-        Err(error) => return (None, Some(Check::warning(NAME, format!("{error:#}"), REMEDY))),
+        Err(error) => {
+            let (message, remedy) = super::explain(&*error);
+            let remedy = remedy.unwrap_or_else(|| REMEDY.to_owned());
+            let place = Scratch::Existing(host.cgroups.mount().to_owned());
+            return (Some(place), Some(Check::warning(NAME, message, remedy)));
+        }
     };
     match FreshCgroup::create(&own.dir) {
         Ok(fresh) => {
@@ -122,7 +127,7 @@ fn scratch(host: &Host) -> (Option<Scratch>, Option<Check>) {
                 own.path,
                 cause.unwrap_or_default()
             );
-            (Some(Scratch::Own(own.dir)), Some(Check::warning(NAME, message, REMEDY)))
+            (Some(Scratch::Existing(own.dir)), Some(Check::warning(NAME, message, REMEDY)))
         }
     }
 }
