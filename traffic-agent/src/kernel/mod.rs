@@ -140,8 +140,8 @@ fn attach_remedy(source: &ProgramError) -> &'static str {
     match errno(source) {
         Some(libc::EPERM | libc::EACCES) => {
             "not permitted; either CAP_NET_ADMIN is missing, or another program holds the cgroup \
-             exclusively, as systemd does for a unit with IPAccounting= or IPAddressDeny=; \
-             measure its parent slice instead"
+             exclusively (as systemd before 249 does for a unit with IPAccounting= or \
+             IPAddressDeny=): `traffic-agent doctor TARGET` says which"
         }
         Some(libc::ENOENT) => "it was removed meanwhile",
         Some(libc::EBADF | libc::EINVAL) => "it is not a cgroup v2 directory",
