@@ -174,7 +174,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     let payload_bytes = len.saturating_sub(header_bytes);
     let wire_packets = wire::wire_packets(payload_bytes, gso_size);
 
-    let port_slot = port_slot(skb, headers.protocol);
+    let port_slot = port_slot(ctx, direction, &headers);
     let added = Cell {
         packets: 1,
         bytes: u64::from(len + headers.unsent_bytes),
@@ -397,19 +397,24 @@ fn slot_of(table: u32, number: u16) -> Option<u8> {
 /// Returns the port slot of a packet: its listening port's, or its protocol's on the upstream leg.
 ///
 /// The port is the socket's, not the packet's: behind REDIRECT or DNAT the egress header already
-/// carries the translated port.
+/// carries the translated port. Only a socket that has given its port back has none any more: an orphan
+/// that the kernel resets, whose reset still passes the hook. For that one the packet is asked.
 #[inline(always)]
-fn port_slot(skb: *mut __sk_buff, protocol: u8) -> u8 {
+fn port_slot(ctx: &SkBuffContext, direction: u32, headers: &Headers) -> u8 {
+    let protocol = headers.protocol;
     if protocol > PORT_SLOT_UPSTREAM_UDP {
         return protocol;
     }
     // SAFETY: the kernel hands a valid context to the program.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
         return protocol;
     }
     // SAFETY: `sk` is not null.
-    let port = unsafe { (*sk).src_port } as u16;
+    let mut port = unsafe { (*sk).src_port } as u16;
+    if port == 0 {
+        port = port_in_packet(ctx, direction, headers.l3_bytes + headers.unsent_bytes) as u16;
+    }
     match slot_of(u32::from(protocol), port) {
         Some(PORT_EXCLUDED) => protocol,
         Some(slot) => {
@@ -420,6 +425,13 @@ fn port_slot(skb: *mut __sk_buff, protocol: u8) -> u8 {
         }
         None => unknown_port(sk, protocol, port),
     }
+}
+
+/// Returns the local port that stands in a transport header, 0 if it cannot be read.
+#[inline(never)]
+fn port_in_packet(ctx: &SkBuffContext, direction: u32, l4: u32) -> u32 {
+    let [source, destination] = ctx.load::<[[u8; 2]; 2]>(l4 as usize).unwrap_or_default();
+    u32::from(u16::from_be_bytes(if direction == EGRESS { source } else { destination }))
 }
 
 /// The port is in no table. A TCP listener shows itself by its state, with the first SYN: so the leg
