@@ -18,7 +18,7 @@ use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
 use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
 
 use self::books::{Account, Counted};
-use self::reading::{Cell, Compare, Reading};
+use self::reading::{Compare, Reading};
 
 /// Where the server behind the proxy listens.
 const UPSTREAM_PORT: u16 = 8080;
@@ -123,12 +123,11 @@ impl Scene {
         let estimates = measured.check_estimates(&client, exact)?;
         println!(
             "{} {}, {family:?} {}: capture {} B, counted {exact} B, difference 0 but for: client \
-             {client}; upstream {upstream}. rules - hook {:?}; {estimates}; {:.1} s",
+             {client}; upstream {upstream}. {estimates}; {:.1} s",
             self.program,
             self.proxy.protocol(),
             workload.name,
             measured.trace.sum(Filter::all()).l3_bytes,
-            client.rules_minus_hook,
             begin.elapsed().as_secs_f64(),
         );
         Ok(())
@@ -213,13 +212,9 @@ impl Scene {
             })
         };
         let counted = DIRECTIONS.map(cells);
-        let portless = match leg {
-            Leg::Client => measured.reading.sum(is_portless),
-            Leg::Upstream => Counted::default(),
-        };
-        let account = books::balance(&captured.trace, counted, portless)
+        let account = books::balance(&captured.trace, counted)
             .with_context(|| format!("{leg:?} leg: capture and cells disagree"))?;
-        check_device(captured, counted, portless, &account)
+        check_device(captured, counted, &account)
             .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))?;
         Ok(account)
     }
@@ -229,14 +224,7 @@ impl Scene {
 ///
 /// Packets are IP packets on the wire. Egress bytes have Ethernet's header on each of them; ingress
 /// bytes are not comparable on a veth with NAPI.
-fn check_device(
-    leg: &LegTrace,
-    counted: [Counted; 2],
-    portless: Counted,
-    account: &Account,
-) -> Result<()> {
-    let [ingress, egress] = counted;
-    let counted = [ingress, egress + portless];
+fn check_device(leg: &LegTrace, counted: [Counted; 2], account: &Account) -> Result<()> {
     let packets = [leg.device.ingress_packets, leg.device.egress_packets];
     for (index, direction) in DIRECTIONS.into_iter().enumerate() {
         let ours = counted[index].wire_packets + account.named[index].packets;
@@ -277,7 +265,7 @@ impl Measured {
                     && cell.interface == CLIENT_DEVICE
                     && cell.port == Some(proxy::PORT);
                 let upstream = cell.leg == "upstream" && cell.interface == UPSTREAM_DEVICE;
-                !(client || upstream || is_portless(cell)) || cell.family != family
+                !(client || upstream) || cell.family != family
             })
             .map(|cell| format!("{cell:?}"))
             .collect();
@@ -326,15 +314,15 @@ impl Measured {
         let rules = self.reading.method("iptables-port")?;
         let hook = self.reading.method("hook-port")?;
         for (index, direction) in DIRECTIONS.into_iter().enumerate() {
-            let most = hook[index] + client.rules_minus_hook[index];
+            let most = hook[index] + client.named[index].bytes;
             let merged = if direction == Direction::Ingress { client.merged_at_most } else { 0 };
             ensure!(
-                (most - merged..=most).contains(&rules[index]),
+                (most.saturating_sub(merged)..=most).contains(&rules[index]),
                 "{direction:?}: the rules count {}, the hook {}, and what the hook does not see at \
                  the port is {} (less up to {merged} if GRO merged it): {client}",
                 rules[index],
                 hook[index],
-                client.rules_minus_hook[index]
+                client.named[index].bytes
             );
         }
         // Rules see super-packets: at least the payload, at most the wire's bytes.
@@ -368,15 +356,6 @@ impl Measured {
         }
         Ok(said.join(", "))
     }
-}
-
-/// What the proxy sent to the client from a TCP socket that had lost its port: see
-/// [`books::balance`], which knows what it may be.
-fn is_portless(cell: &Cell) -> bool {
-    cell.leg == "upstream"
-        && cell.protocol == "tcp"
-        && cell.interface == CLIENT_DEVICE
-        && cell.direction == "egress"
 }
 
 /// The side of the proxy.

@@ -7,7 +7,7 @@ use std::ops::Add;
 
 use anyhow::{Result, bail};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
-use traffic_lab::packet::{ACK, Direction, Packet, RST};
+use traffic_lab::packet::{Direction, Packet};
 use traffic_lab::{Filter, Sum, Trace};
 
 /// What the cells of one leg and direction say.
@@ -46,8 +46,6 @@ pub struct Named {
 pub struct Account {
     /// What passed no hook.
     pub named: [Named; 2],
-    /// Bytes that the rules count and the client leg's cells do not, if nothing was merged.
-    pub rules_minus_hook: [u64; 2],
     /// Headers that GRO may have removed before the rules saw the packets that are missing.
     pub merged_at_most: u64,
     /// SYNs to closed ports, ingress; their resets and what TIME_WAIT sockets repeated, egress.
@@ -76,40 +74,31 @@ type Figures = [i64; 6];
 
 /// Names every packet of the capture that is not in the cells, or says what remains.
 ///
-/// `counted` are the cells of the leg, ingress first; `portless` is what the link's egress has in
-/// upstream cells although it is the client's link: a socket that is closed has lost its port by the
-/// time when its reset is sent, so the hook does not know the leg.
-pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Result<Account> {
+/// `counted` are the cells of the leg, ingress first.
+pub fn balance(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
     let captured = [Direction::Ingress, Direction::Egress]
         .map(|direction| trace.sum(Filter::all().direction(direction)));
     let found = answered::classify(trace);
-    let [ingress, egress] = counted.map(on_the_wire);
-    let portless_figures = figures([Sum::default(), on_the_wire(portless)]);
-    let cells = plus(figures([ingress, egress]), portless_figures);
-    let difference = minus(figures(captured), cells);
+    let difference = minus(figures(captured), figures(counted.map(on_the_wire)));
     let closed = || found.resets.iter().filter(|reset| reset.cause == Cause::ClosedPort);
     let certain = figures([
         Sum::of(closed().flat_map(|reset| &reset.triggers)),
         Sum::of(closed().map(|reset| &reset.reset).chain(&found.repeated)),
     ]);
     let rest = minus(difference, certain);
-    let (may_be_missing, may_be_portless) = (maybe_missing(&found), maybe_portless(trace, &found));
-    let composed = (compose(rest, &may_be_missing), compose(portless_figures, &may_be_portless));
-    let fates = match composed {
-        (Some(missing), Some(portless)) => missing.into_iter().chain(portless).collect(),
-        (missing, portless_parts) => bail!(
-            "captured {captured:?}\ncounted  {counted:?}, and without a port {portless:?}\n\
+    let Some(fates) = compose(rest, &maybe_missing(&found)) else {
+        bail!(
+            "captured {captured:?}\ncounted  {counted:?}\n\
              difference {difference:?} [packets, bytes, payload in; the same out]\n\
              of which {certain:?} were answered by the kernel\n\
-             and {rest:?} are {missing:?}\nwhat has no port is {portless_parts:?}\n{}",
+             and {rest:?} are not made of whole packets of these:\n{}",
             list(&found)
-        ),
+        );
     };
     let named =
         |at: usize| Named { packets: difference[at] as u64, bytes: difference[at + 1] as u64 };
     Ok(Account {
         named: [named(0), named(3)],
-        rules_minus_hook: [difference[1] as u64, difference[4] as u64 + portless.bytes],
         merged_at_most: merged_at_most(&found),
         certain: [certain[0], certain[3]],
         fates,
@@ -172,9 +161,6 @@ enum Fate {
     TimeWaitPair,
     /// To a connection that is over, dropped: missing, unless the socket was still being closed.
     Silent,
-    /// A reset that the hook saw, but without a port: that of an orphan on IPv4, and that by which a
-    /// socket was closed.
-    Portless,
 }
 
 /// A fate, and what it is in the books.
@@ -198,18 +184,6 @@ fn maybe_missing(found: &AnsweredByKernel) -> Vec<Vec<Possible>> {
     resets.chain(pairs).chain(silent).collect()
 }
 
-/// What may be counted without a port.
-fn maybe_portless(trace: &Trace, found: &AnsweredByKernel) -> Vec<Vec<Possible>> {
-    let own = trace.select(Filter::all().egress()).filter(|packet| {
-        packet.headers.tcp.is_some_and(|tcp| tcp.has(RST | ACK))
-            && !found.resets.iter().any(|reset| reset.reset == **packet)
-    });
-    let resets = own.chain(uncertain_resets(found).map(|reset| &reset.reset));
-    resets
-        .map(|reset| vec![(Fate::Portless, figures([Sum::default(), Sum::of([reset])]))])
-        .collect()
-}
-
 /// Those of connections that the proxy had: its socket may have been there still, with the packet
 /// waiting in its backlog while it was closed.
 fn uncertain_resets(found: &AnsweredByKernel) -> impl Iterator<Item = &KernelReset> {
@@ -225,7 +199,7 @@ fn compose(target: Figures, candidates: &[Vec<Possible>]) -> Option<Tally> {
     for candidate in candidates {
         for (before, tally) in sums.clone() {
             for (fate, figures) in candidate {
-                let sum = plus(before, *figures);
+                let sum = std::array::from_fn(|at| before[at] + figures[at]);
                 if sum.iter().zip(&target).all(|(sum, target)| sum <= target) {
                     sums.entry(sum).or_insert_with(|| {
                         let mut tally = tally.clone();
@@ -245,10 +219,6 @@ fn figures([ingress, egress]: [Sum; 2]) -> Figures {
     [a, b, c, d, e, f]
 }
 
-fn plus(a: Figures, b: Figures) -> Figures {
-    std::array::from_fn(|at| a[at] + b[at])
-}
-
 fn minus(a: Figures, b: Figures) -> Figures {
     std::array::from_fn(|at| a[at] - b[at])
 }
@@ -257,7 +227,7 @@ fn minus(a: Figures, b: Figures) -> Figures {
 mod tests {
     use std::net::IpAddr;
 
-    use traffic_lab::packet::{FIN, Headers, SYN, TCP, Tcp};
+    use traffic_lab::packet::{ACK, FIN, Headers, RST, SYN, TCP, Tcp};
 
     use super::*;
 
@@ -303,45 +273,42 @@ mod tests {
         Counted { packets, bytes: wire_bytes, wire_packets: packets, wire_bytes, payload_bytes: 0 }
     }
 
-    fn books(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
-        balance(trace, counted, Counted::default())
-    }
-
     #[test]
     fn time_wait_pair_may_be_counted_or_not_but_only_whole() {
         let trace = closed_by_the_proxy();
-        let all = books(&trace, [counted(4), counted(3)]).unwrap();
+        let all = balance(&trace, [counted(4), counted(3)]).unwrap();
         assert_eq!(all, Account::default());
-        let without = books(&trace, [counted(3), counted(2)]).unwrap();
+        let without = balance(&trace, [counted(3), counted(2)]).unwrap();
         assert_eq!(without.named, [Named { packets: 1, bytes: 52 }; 2]);
         let pair = Tally::from([(Fate::TimeWaitPair, 1)]);
-        assert_eq!((without.rules_minus_hook, without.fates), ([52, 52], pair));
+        assert_eq!(without.fates, pair);
         for wrong in [[3, 3], [4, 2], [2, 1], [5, 3]] {
-            assert!(books(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
+            assert!(balance(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
-    fn reset_of_an_orphan_may_be_counted_as_upstream() {
+    fn late_data_may_be_missing_only_with_the_reset_that_answers_it() {
         use Direction::{Egress, Ingress};
         let mut late = packet(Ingress, ACK, 1001, 5001);
         (late.headers.l3_bytes, late.headers.payload_bytes) = (60, 8);
         let mut trace = closed_by_the_proxy();
         trace.packets.truncate(4);
         trace.packets.extend([late, packet(Egress, RST, 5001, 0)]);
-        let ingress = Counted { payload_bytes: 8, wire_bytes: 3 * 52 + 8, ..counted(3) };
-        let one = balance(&trace, [ingress, counted(2)], counted(1)).unwrap();
-        assert_eq!(one.fates, Tally::from([(Fate::Portless, 1)]));
-        assert_eq!((one.named, one.rules_minus_hook), ([Named::default(); 2], [0, 52]));
-        let none = balance(&trace, [ingress, counted(2)], Counted::default()).unwrap();
-        assert_eq!(none.fates, Tally::from([(Fate::ResetOfOrphan, 1)]));
-        assert!(balance(&trace, [ingress, counted(1)], counted(2)).is_err());
+        let with_late = Counted { payload_bytes: 8, wire_bytes: 2 * 52 + 60, ..counted(3) };
+        let fates = |counted| balance(&trace, counted).map(|account| account.fates).ok();
+        assert_eq!(fates([with_late, counted(3)]), Some(Tally::new()));
+        let orphan = Tally::from([(Fate::ResetOfOrphan, 1)]);
+        assert_eq!(fates([with_late, counted(2)]), Some(orphan));
+        let no_socket = Tally::from([(Fate::ResetWithoutSocket, 1)]);
+        assert_eq!(fates([counted(2), counted(2)]), Some(no_socket));
+        assert_eq!(fates([counted(2), counted(3)]), None);
     }
 
     #[test]
     fn a_byte_too_few_is_not_explained() {
         let mut one_less = counted(4);
         one_less.wire_bytes -= 1;
-        assert!(books(&closed_by_the_proxy(), [one_less, counted(3)]).is_err());
+        assert!(balance(&closed_by_the_proxy(), [one_less, counted(3)]).is_err());
     }
 }
