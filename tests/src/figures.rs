@@ -35,6 +35,24 @@ pub struct Figures {
     pub payload_bytes: u64,
 }
 
+impl std::ops::Add for Figures {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            wire_packets: self.wire_packets + other.wire_packets,
+            wire_bytes: self.wire_bytes + other.wire_bytes,
+            payload_bytes: self.payload_bytes + other.payload_bytes,
+        }
+    }
+}
+
+impl std::iter::Sum for Figures {
+    fn sum<I: Iterator<Item = Self>>(figures: I) -> Self {
+        figures.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
 /// Figures by key; without those that are nothing.
 pub type Books = BTreeMap<Key, Figures>;
 
@@ -50,14 +68,13 @@ pub fn of_cells<'c>(cells: impl IntoIterator<Item = &'c CellReport>) -> Books {
             port: cell.port,
             family: cell.family,
         };
-        add(books.entry(key).or_default(), {
-            let counters = cell.counters;
-            Figures {
-                wire_packets: counters.wire_packets,
-                wire_bytes: counters.wire_bytes,
-                payload_bytes: counters.payload_bytes,
-            }
-        });
+        let figures = Figures {
+            wire_packets: cell.counters.wire_packets,
+            wire_bytes: cell.counters.wire_bytes,
+            payload_bytes: cell.counters.payload_bytes,
+        };
+        let sum = books.entry(key).or_default();
+        *sum = *sum + figures;
     }
     books
 }
@@ -73,7 +90,8 @@ pub fn of_capture(trace: &LabTrace, listening: &[ListeningPort]) -> Books {
                 wire_bytes: packet.headers.l3_bytes.into(),
                 payload_bytes: packet.headers.payload_bytes.into(),
             };
-            add(books.entry(key(packet, interface, &listening)).or_default(), figures);
+            let sum = books.entry(key(packet, interface, &listening)).or_default();
+            *sum = *sum + figures;
         }
     }
     books
@@ -104,16 +122,7 @@ fn key(packet: &Packet, interface: &str, listening: &BTreeSet<ListeningPort>) ->
     }
 }
 
-fn add(sum: &mut Figures, more: Figures) {
-    sum.wire_packets += more.wire_packets;
-    sum.wire_bytes += more.wire_bytes;
-    sum.payload_bytes += more.payload_bytes;
-}
-
 /// The sum of the entries that `keep` selects.
 pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
-    books.iter().filter(|(key, _)| keep(key)).fold(Figures::default(), |mut sum, (_, figures)| {
-        add(&mut sum, *figures);
-        sum
-    })
+    books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
 }
