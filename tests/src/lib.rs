@@ -5,12 +5,14 @@
 //! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
 //! * [`exchange`]: one short TCP connection.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
+//! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod proxies;
 pub mod rules;
 pub mod site;
 

@@ -19,7 +19,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::kill,
+    sys::signal::{SigSet, SigmaskHow, kill, sigprocmask},
     unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid},
 };
 use tokio::process::Command;
@@ -270,6 +270,7 @@ impl Running {
         command: &[OsString],
         cgroup: &FreshCgroup,
         user: Option<&RunAs>,
+        signals: &Signals,
     ) -> Result<Self, Error> {
         let (program, arguments) = command.split_first().ok_or_else(|| Error::NotFound {
             command: OsString::new(),
@@ -287,9 +288,9 @@ impl Running {
             prepared.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
         }
         let identity = user.map(|user| (user.uid, user.gid, user.groups.clone()));
-        let enter = move || enter(&procs, identity.as_ref());
-        // SAFETY: between fork and exec only system calls are made, on values prepared before. (The
-        // signal mask of the new process is cleared by std.)
+        let mask = signals.previous_mask();
+        let enter = move || enter(&procs, identity.as_ref(), &mask);
+        // SAFETY: between fork and exec only system calls are made, on values prepared before.
         unsafe { prepared.pre_exec(enter) };
 
         let child = prepared.spawn().map_err(|source| spawn_error(source, program, cgroup))?;
@@ -315,7 +316,7 @@ impl Running {
 }
 
 /// Runs in the new process, before the command: into the cgroup first, while it still has the right.
-fn enter(procs: &File, identity: Option<&(Uid, Gid, Vec<Gid>)>) -> io::Result<()> {
+fn enter(procs: &File, identity: Option<&(Uid, Gid, Vec<Gid>)>, mask: &SigSet) -> io::Result<()> {
     let marked = |errno: i32| io::Error::from_raw_os_error(BEFORE_EXEC | errno);
     // "0" is the writer itself. Source: cgroup v2 documentation, `cgroup.procs`.
     nix::unistd::write(procs.as_fd(), b"0").map_err(|errno| marked(errno as i32))?;
@@ -324,7 +325,8 @@ fn enter(procs: &File, identity: Option<&(Uid, Gid, Vec<Gid>)>) -> io::Result<()
         setgid(*gid).map_err(|errno| marked(errno as i32))?;
         setuid(*uid).map_err(|errno| marked(errno as i32))?;
     }
-    Ok(())
+    // The agent holds signals back; a command that inherited that could not be ended.
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None).map_err(|errno| marked(errno as i32))
 }
 
 fn spawn_error(source: io::Error, program: &OsString, cgroup: &FreshCgroup) -> Error {

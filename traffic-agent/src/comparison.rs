@@ -327,7 +327,11 @@ fn loopback_finding(cells: &[CellReport], client: &dyn Fn(&CellReport) -> bool) 
 /// One sentence: what the published estimate is worth here.
 fn verdict(report: &TargetReport, units: Units) -> String {
     let shared = report.findings.iter().any(|finding| finding.code == "cgroup-shared");
-    let subject = if shared { "cgroup" } else { "proxy" };
+    let subject = match shared {
+        true => "cgroup",
+        false if report.selector.starts_with("exec:") => "command",
+        false => "proxy",
+    };
     let exact = units::format_bytes(report.total_wire_bytes, units);
     let qualifier = if report.complete { "" } else { "at least " };
     if report.total_wire_bytes == 0 {

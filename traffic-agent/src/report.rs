@@ -51,6 +51,9 @@ pub struct DemoWorkload {
     pub application_bytes: u64,
     /// L3 bytes that the far ends received and sent, captured there, both legs and directions.
     pub far_ends_bytes: u64,
+    /// Of those, what certainly passed no socket of the proxy: resets for connections that were over
+    /// and what they answer, found in the capture packet by packet.
+    pub answered_by_kernel_bytes: u64,
     /// The exact figure less that of the far ends.
     pub difference_bytes: i64,
     /// What was measured.

@@ -46,7 +46,8 @@ impl Arrived {
 
 /// Holds the signals of [`TAKEN`] back and hands them out one by one.
 ///
-/// To be made before other threads are: they inherit the mask. A child that std starts has none.
+/// To be made before other threads are: they inherit the mask. So do children, which are to be given
+/// [`Signals::previous_mask`].
 pub struct Signals {
     fd: AsyncFd<SignalFd>,
     previous: SigSet,
@@ -64,6 +65,11 @@ impl Signals {
             .and_then(|fd| unsafe { AsyncFd::register(fd) }.map_err(io::Error::from))
             .inspect_err(|_| restore(&previous))?;
         Ok(Self { fd, previous })
+    }
+
+    /// The mask that was in force before.
+    pub fn previous_mask(&self) -> SigSet {
+        self.previous
     }
 
     /// Waits for the next signal.

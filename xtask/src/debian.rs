@@ -123,7 +123,8 @@ fn apt_get() -> Command {
 ///
 /// Where systemd runs, the installation of `ufw` and its like would start them. In a mount namespace
 /// that hides systemd it cannot; unlike a `policy-rc.d` file this leaves nothing behind, however it
-/// ends.
+/// ends. (The package of `ufw` has its service start at boot, where it does nothing until somebody
+/// says `ufw enable`.)
 fn without_services(command: &Command) -> Result<Command> {
     if !Path::new("/run/systemd/system").is_dir() {
         let mut same = Command::new(command.get_program());

@@ -301,18 +301,15 @@ impl RunningProxy {
 
     /// Waits until the server instance has no TCP connection left, but in TIME_WAIT: xray takes about
     /// a second to close one whose bytes it let the kernel pass on (splice).
-    pub fn wait_until_idle(&mut self) -> Result<()> {
+    pub fn wait_until_idle(&self) -> Result<()> {
         let begin = Instant::now();
         loop {
-            if let Some(status) = self.server.poll()? {
-                bail!("the server instance has ended with {status}{}", self.logs());
-            }
-            let open = open_connections(self.server.pid())?;
+            let open = open_connections(self.server.pid()).context("has the server ended?")?;
             if open == 0 {
                 return Ok(());
             }
             if begin.elapsed() > IDLE_WITHIN {
-                bail!("{open} sockets are still open after {IDLE_WITHIN:?}{}", self.logs());
+                bail!("{open} sockets are still open after {IDLE_WITHIN:?}");
             }
             thread::sleep(Duration::from_millis(10));
         }

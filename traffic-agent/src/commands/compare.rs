@@ -168,7 +168,7 @@ impl Ticking {
         };
 
         if let Some(subject) = subject {
-            let mut running = subject.start()?;
+            let mut running = subject.start(signals)?;
             let mut failed = Ok(());
             let status = subject::wait(&mut running, signals, || {
                 if failed.is_ok() {

@@ -38,7 +38,7 @@ async fn measured(args: Exec) -> Result<i32> {
     let mut measurement = Measurement::start(&host, plan)?;
     let start = measurement.sample()?;
     let begun = ZonedDateTime::now();
-    let mut running = subject.start()?;
+    let mut running = subject.start(&signals)?;
     let mut tracer = output::Tracer::new(trace);
     let status = subject::wait(&mut running, &mut signals, || {
         measurement.follow_or_note();

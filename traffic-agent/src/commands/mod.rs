@@ -2,6 +2,7 @@
 
 mod compare;
 mod demo;
+mod doctor;
 mod exec;
 mod output;
 mod subject;
@@ -27,6 +28,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Compare(args) => on_runtime(compare::run(args)),
         Command::Exec(args) => on_runtime(exec::run(args)),
         Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Classic { port } => {
             println!("{}", classic::run(port)?);
             Ok(DONE)
@@ -43,7 +45,6 @@ pub fn run(command: Command) -> Result<i32> {
             io::stdout().write_all(&text)?;
             Ok(DONE)
         }
-        _ => anyhow::bail!("not there yet"),
     }
 }
 

@@ -62,8 +62,8 @@ impl Subject {
     }
 
     /// Starts the command.
-    pub fn start(&self) -> Result<Running, child::Error> {
-        Running::start(&self.command, &self.cgroup, self.user.as_ref())
+    pub fn start(&self, signals: &Signals) -> Result<Running, child::Error> {
+        Running::start(&self.command, &self.cgroup, self.user.as_ref(), signals)
     }
 
     /// Removes the cgroup; what is still running is reported.
@@ -125,7 +125,7 @@ pub async fn drain(measurement: &mut Measurement<'_>) -> Result<()> {
 }
 
 /// The cgroup that the agent itself is in.
-fn own_cgroup(host: &Host) -> Result<Cgroup> {
+pub fn own_cgroup(host: &Host) -> Result<Cgroup> {
     let file = host.proc.join("self/cgroup");
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}", file.display()))?;

@@ -3,7 +3,9 @@
 //! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
 //! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
 
+pub mod attached;
 mod object;
+pub mod probe;
 mod slots;
 mod trace;
 
@@ -101,6 +103,13 @@ pub enum Error {
     Log(#[from] aya_log::Error),
 }
 
+impl Error {
+    /// What the kernel answered, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        errno(self)
+    }
+}
+
 /// Returns the errno of an error chain, if there is one in it.
 fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
@@ -131,8 +140,8 @@ fn attach_remedy(source: &ProgramError) -> &'static str {
     match errno(source) {
         Some(libc::EPERM | libc::EACCES) => {
             "not permitted; either CAP_NET_ADMIN is missing, or another program holds the cgroup \
-             exclusively, as systemd does for a unit with IPAccounting= or IPAddressDeny=; \
-             measure its parent slice instead"
+             exclusively (as systemd before 249 does for a unit with IPAccounting= or \
+             IPAddressDeny=): `traffic-agent doctor TARGET` says which"
         }
         Some(libc::ENOENT) => "it was removed meanwhile",
         Some(libc::EBADF | libc::EINVAL) => "it is not a cgroup v2 directory",
@@ -276,6 +285,13 @@ impl Counter {
     /// The tables that say which port and which interface has which slot.
     pub fn slots(&mut self) -> &mut SlotTables {
         &mut self.slots
+    }
+
+    /// Bytes of machine code that the ingress program was compiled to: 0 where the kernel interprets it.
+    /// `None` where the kernel does not say.
+    pub fn compiled_bytes(&mut self) -> Option<u32> {
+        let info = load_skb(&mut self.ebpf, INGRESS_PROGRAM).ok()?.info().ok()?;
+        Some(info.size_jitted())
     }
 
     /// What the program tells beyond numbers.

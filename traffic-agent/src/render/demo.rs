@@ -58,7 +58,11 @@ fn write_workload(
     ]);
     let apart = match workload.difference_bytes {
         0 => "0 B apart: the same to the byte".to_owned(),
-        apart => format!("{} B apart", format_signed(apart)),
+        apart => format!(
+            "{} B apart; the kernel reset closed connections by itself: {} B",
+            format_signed(apart),
+            format_count(workload.answered_by_kernel_bytes)
+        ),
     };
     let far_ends = "far ends".to_owned();
     grid.row([far_ends, bytes(workload.far_ends_bytes), String::new(), apart]);

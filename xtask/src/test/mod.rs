@@ -25,7 +25,7 @@ use crate::{
 /// The package of kernel and end-to-end tests.
 const PACKAGE: &str = "traffic-tests";
 /// Its test targets that begin so are end to end, with real proxies; the others are kernel tests.
-const END_TO_END: &str = "e2e";
+const END_TO_END: &str = "proxy_";
 
 /// Flags of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -119,8 +119,10 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
     }
     let nothing = tally.is_empty();
     if nothing {
-        let filter = options.filter.as_deref().unwrap_or_default();
-        eprintln!("error: no test ran: none has `{filter}` in its name");
+        match &options.filter {
+            Some(filter) => eprintln!("error: no test ran: none has `{filter}` in its name"),
+            None => eprintln!("error: no test ran: there is none"),
+        }
     }
     println!("{tally}");
     Ok(if nothing || tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -220,10 +222,10 @@ mod tests {
 
     #[test]
     fn end_to_end_tests_are_known_by_their_name() {
-        let names = ["wire", "e2e_xray"];
+        let names = ["wire", "proxy_xray"];
         let parts = |kernel, end_to_end| Parts { unit: false, kernel, end_to_end };
         assert_eq!(select(&names, parts(true, false)), ["--lib", "--test", "wire"]);
-        assert_eq!(select(&names, parts(false, true)), ["--test", "e2e_xray"]);
+        assert_eq!(select(&names, parts(false, true)), ["--test", "proxy_xray"]);
         assert!(select(&["wire"], parts(false, true)).is_empty());
     }
 

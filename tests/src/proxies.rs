@@ -1,0 +1,416 @@
+//! One real proxy in the lab, measured by `traffic-agent compare` and held against what the far ends
+//! captured, and against real rules of the firewall.
+
+mod books;
+mod reading;
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use traffic_lab::packet::{Direction, Family, TCP, UDP};
+use traffic_lab::process::Place;
+use traffic_lab::proxy::{self, Program, Protocol, Proxy, RunningProxy};
+use traffic_lab::sockets::Transport;
+use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, LegTrace, UPSTREAM_DEVICE};
+use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
+use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
+
+use self::books::{Account, Counted};
+use self::reading::{Cell, Compare, Reading};
+
+/// Where the server behind the proxy listens.
+const UPSTREAM_PORT: u16 = 8080;
+/// Frames lost inside the lab spoil its truth; then the workload is driven again.
+const TRIES: u32 = 3;
+/// How long a program that sets up a rule may take.
+const RULES_WITHIN: Duration = Duration::from_secs(10);
+
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+const DOWNLOAD: Workload = Workload {
+    name: "download",
+    connections: 2,
+    parallel: 2,
+    upload_bytes: 500,
+    download_bytes: 5_000_000,
+    at_once: false,
+};
+const UPLOAD: Workload =
+    Workload { name: "upload", upload_bytes: 5_000_000, download_bytes: 500, ..DOWNLOAD };
+/// Few, because xray takes about a second to close a connection that it spliced.
+const SHORT: Workload = Workload {
+    name: "short",
+    connections: 20,
+    parallel: 10,
+    upload_bytes: 200,
+    download_bytes: 2_000,
+    at_once: false,
+};
+
+/// Drives a download, an upload and short connections through a real proxy, by IPv4 and by IPv6, and
+/// holds every figure of `traffic-agent compare` against the far ends' captures.
+pub fn check(program: Program, protocol: Protocol) -> Result<()> {
+    let scene = Scene::new(program, protocol)?;
+    scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+}
+
+/// Finds a program that `cargo xtask test` installs.
+fn find(program: Program) -> Result<PathBuf> {
+    let name = program.name();
+    let tools = std::env::var_os("TRAFFIC_TOOLS").map(PathBuf::from);
+    let mut candidates: Vec<PathBuf> = tools.into_iter().map(|tools| tools.join(name)).collect();
+    if program == Program::V2ray {
+        candidates.push("/usr/bin/v2ray".into());
+    }
+    let found = candidates.iter().find(|file| file.is_file()).cloned();
+    found.with_context(|| {
+        format!(
+            "{name} is not there (looked for {candidates:?}): run `cargo xtask test`, which \
+             installs it and tells the tests by TRAFFIC_TOOLS where it is"
+        )
+    })
+}
+
+/// A running proxy with everything around it.
+struct Scene {
+    program: Program,
+    proxy: RunningProxy,
+    server: Server,
+    cgroup: CountedCgroup,
+    lab: Lab,
+}
+
+/// What is known when a workload is over.
+struct Measured {
+    family: Family,
+    workload: Workload,
+    outcome: Outcome,
+    trace: LabTrace,
+    reading: Reading,
+}
+
+impl Scene {
+    fn new(program: Program, protocol: Protocol) -> Result<Self> {
+        let binary = find(program)?;
+        let lab = Lab::new(Stack::GsoGro)?;
+        let cgroup = CountedCgroup::new(program.name())?;
+        let proxy = Proxy { program, binary, protocol }.start(&lab, &cgroup)?;
+        let server = Server::start(&lab.upstream, format!("[::]:{UPSTREAM_PORT}").parse()?)?;
+        let scene = Self { program, proxy, server, cgroup, lab };
+        scene.add_rules()?;
+        Ok(scene)
+    }
+
+    fn check(&self) -> Result<()> {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for workload in [DOWNLOAD, UPLOAD, SHORT] {
+                self.check_one(family, workload)
+                    .with_context(|| format!("{}, {family:?}", workload.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_one(&self, family: Family, workload: Workload) -> Result<()> {
+        let begin = Instant::now();
+        let measured = self.measure_until_clean(family, workload)?;
+        let client = self.check_leg(&measured, Leg::Client)?;
+        let upstream = self.check_leg(&measured, Leg::Upstream)?;
+        measured.check_other_cells()?;
+        measured.check_payload()?;
+        let exact = measured.check_totals(&client, &upstream)?;
+        let estimates = measured.check_estimates(&client, exact)?;
+        println!(
+            "{} {}, {family:?} {}: capture {} B, counted {exact} B, difference 0 but for: client \
+             {client}; upstream {upstream}. rules - hook {:?}; {estimates}; {:.1} s",
+            self.program,
+            self.proxy.protocol(),
+            workload.name,
+            measured.trace.sum(Filter::all()).l3_bytes,
+            client.rules_minus_hook,
+            begin.elapsed().as_secs_f64(),
+        );
+        Ok(())
+    }
+
+    /// Drives a workload, again if the lab itself lost frames: then its captures are no truth.
+    fn measure_until_clean(&self, family: Family, workload: Workload) -> Result<Measured> {
+        for attempt in 1..=TRIES {
+            let measured = self.measure(family, workload)?;
+            match measured.trace.check() {
+                Ok(()) => return Ok(measured),
+                Err(error) => println!("attempt {attempt} of {TRIES}: {error:#}; once more"),
+            }
+        }
+        bail!("the lab lost frames {TRIES} times; is the machine very busy?")
+    }
+
+    fn measure(&self, family: Family, workload: Workload) -> Result<Measured> {
+        let capture = self.lab.capture()?;
+        let compare = Compare::start(&self.cgroup)?;
+        let route = self.proxy.route(&self.lab, family, UPSTREAM_PORT);
+        let outcome = run_closing(Closing::WhenDone, &workload, route, &self.server, &|_| ())?;
+        self.proxy.wait_until_idle()?;
+        capture.settle()?;
+        let reading = compare.finish()?;
+        let trace = capture.stop()?;
+        Ok(Measured { family, workload, outcome, trace, reading })
+    }
+
+    /// Rules without a target, one per direction and family, as people have them for estimates.
+    fn add_rules(&self) -> Result<()> {
+        let protocol = protocol_name(self.proxy.protocol().transport());
+        let port = proxy::PORT.to_string();
+        for program in ["iptables", "ip6tables"] {
+            for (chain, side) in [("INPUT", "--dport"), ("OUTPUT", "--sport")] {
+                let mut command = Command::new(program);
+                command.args(["-A", chain, "-p", protocol, side, &port]);
+                let place = Place { namespace: Some(&self.lab.proxy), ..Place::default() };
+                Process::spawn(command, place)
+                    .and_then(|process| process.output(RULES_WITHIN))
+                    .with_context(|| {
+                        format!(
+                            "{program} adds no rule; if it is not installed: run `cargo xtask \
+                             test`, which installs it"
+                        )
+                    })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every packet of a leg is in the right cells, but for those that the kernel answered.
+    fn check_leg(&self, measured: &Measured, leg: Leg) -> Result<Account> {
+        let transport = self.proxy.protocol().transport();
+        let (captured, interface, protocol, port) = match leg {
+            Leg::Client => {
+                let protocol = protocol_name(transport);
+                (&measured.trace.client, CLIENT_DEVICE, protocol, Some(proxy::PORT))
+            }
+            Leg::Upstream => (&measured.trace.upstream, UPSTREAM_DEVICE, "tcp", None),
+        };
+        let own = match leg {
+            Leg::Client if transport == Transport::Udp => {
+                Filter::all().protocol(UDP).proxy_port(proxy::PORT)
+            }
+            Leg::Client => Filter::all().protocol(TCP).proxy_port(proxy::PORT),
+            Leg::Upstream => Filter::all().protocol(TCP).peer_port(UPSTREAM_PORT),
+        };
+        let all = captured.trace.sum(Filter::all());
+        let own = captured.trace.sum(own.family(measured.family));
+        ensure!(own == all, "{leg:?}: the link carried {all:?}, of which the proxy's are {own:?}");
+
+        let cells = |direction| {
+            measured.reading.sum(|cell| {
+                cell.leg == leg.name()
+                    && cell.direction == name_of(direction)
+                    && cell.interface == interface
+                    && cell.scope == "billed"
+                    && cell.protocol == protocol
+                    && cell.port == port
+                    && cell.family == family_name(measured.family)
+            })
+        };
+        let counted = DIRECTIONS.map(cells);
+        let portless = match leg {
+            Leg::Client => measured.reading.sum(is_portless),
+            Leg::Upstream => Counted::default(),
+        };
+        let account = books::balance(&captured.trace, counted, portless)
+            .with_context(|| format!("{leg:?} leg: capture and cells disagree"))?;
+        check_device(captured, counted, portless, &account)
+            .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))?;
+        Ok(account)
+    }
+}
+
+/// What the device of a leg has counted is what the cells say, and the named packets.
+///
+/// Packets are IP packets on the wire. Egress bytes have Ethernet's header on each of them; ingress
+/// bytes are not comparable on a veth with NAPI.
+fn check_device(
+    leg: &LegTrace,
+    counted: [Counted; 2],
+    portless: Counted,
+    account: &Account,
+) -> Result<()> {
+    let [ingress, egress] = counted;
+    let counted = [ingress, egress + portless];
+    let packets = [leg.device.ingress_packets, leg.device.egress_packets];
+    for (index, direction) in DIRECTIONS.into_iter().enumerate() {
+        let ours = counted[index].wire_packets + account.named[index].packets;
+        ensure!(
+            ours == packets[index],
+            "{direction:?}: {ours} packets, the named ones included, against {}",
+            packets[index]
+        );
+    }
+    let [_, egress] = counted;
+    let [_, named] = account.named;
+    let frames = egress.wire_packets + named.packets;
+    let ours = egress.wire_bytes + named.bytes + 14 * frames;
+    ensure!(
+        ours == leg.device.egress_bytes,
+        "egress: {ours} bytes, {frames} Ethernet headers included, against {}",
+        leg.device.egress_bytes
+    );
+    // Super-packets went through the stack, and were counted as what the wire carried.
+    ensure!(
+        egress.packets <= egress.wire_packets && egress.bytes <= egress.wire_bytes,
+        "more at the hook than on the wire: {egress:?}"
+    );
+    Ok(())
+}
+
+impl Measured {
+    /// Nothing is counted under coordinates that nobody used.
+    fn check_other_cells(&self) -> Result<()> {
+        let family = family_name(self.family);
+        let others: Vec<String> = self
+            .reading
+            .cells()
+            .iter()
+            .filter(|cell| cell.origin == "socket")
+            .filter(|cell| {
+                let client = cell.leg == "client"
+                    && cell.interface == CLIENT_DEVICE
+                    && cell.port == Some(proxy::PORT);
+                let upstream = cell.leg == "upstream" && cell.interface == UPSTREAM_DEVICE;
+                !(client || upstream || is_portless(cell)) || cell.family != family
+            })
+            .map(|cell| format!("{cell:?}"))
+            .collect();
+        ensure!(others.is_empty(), "unexpected cells: {others:#?}");
+        Ok(())
+    }
+
+    /// The upstream leg carries the server's bytes and nothing else, but for repetitions.
+    fn check_payload(&self) -> Result<()> {
+        let expected = [self.outcome.server.sent_bytes, self.outcome.server.received_bytes];
+        for (direction, expected) in DIRECTIONS.into_iter().zip(expected) {
+            let trace = &self.trace.upstream.trace;
+            let filter = Filter::all().direction(direction);
+            let again = trace.retransmitted_payload(filter);
+            let payload = trace.sum(filter).payload_bytes;
+            ensure!(
+                payload - again == expected,
+                "{direction:?}: {payload} B of payload less {again} B sent again on the upstream \
+                 leg, but the server's sockets say {expected}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The report's total is the capture less what is named; returns it.
+    fn check_totals(&self, client: &Account, upstream: &Account) -> Result<u64> {
+        let named: u64 =
+            client.named.iter().chain(&upstream.named).map(|missing| missing.bytes).sum();
+        let captured = self.trace.sum(Filter::all()).l3_bytes;
+        let total = self.reading.socket_total();
+        ensure!(
+            captured == total + named,
+            "the capture has {captured} B, the report {total} B and {named} B are named"
+        );
+        ensure!(
+            self.reading.is_complete(),
+            "the report says that it is not complete: {}",
+            self.reading.findings()
+        );
+        Ok(total)
+    }
+
+    /// The rules count what the hook counts and the packets without a socket; the estimates' errors
+    /// follow from that by arithmetic on the capture.
+    fn check_estimates(&self, client: &Account, exact: u64) -> Result<String> {
+        let rules = self.reading.method("iptables-port")?;
+        let hook = self.reading.method("hook-port")?;
+        for (index, direction) in DIRECTIONS.into_iter().enumerate() {
+            let expected = hook[index] + client.rules_minus_hook[index];
+            ensure!(
+                rules[index] == expected,
+                "{direction:?}: the rules count {}, the hook {} and the packets without a socket \
+                 are {}: {client}",
+                rules[index],
+                hook[index],
+                client.rules_minus_hook[index]
+            );
+        }
+        // Rules see super-packets: at least the payload, at most the wire's bytes.
+        let trace = &self.trace.client.trace;
+        let [ingress, egress] =
+            DIRECTIONS.map(|direction| trace.sum(Filter::all().direction(direction)));
+        let both = ingress + egress;
+        let mut said = Vec::new();
+        for (name, factor, sum) in
+            [("in-x2", 2, ingress), ("out-x2", 2, egress), ("sum-x1", 1, both), ("sum-x2", 2, both)]
+        {
+            let (total, error_percent) = self.reading.estimate(name)?;
+            let (low, high) = (factor * sum.payload_bytes, factor * sum.l3_bytes);
+            ensure!(
+                (low..=high).contains(&total),
+                "{name} is {total}, but the capture allows {low} to {high}"
+            );
+            let expected = 100.0 * (total as f64 - exact as f64) / exact as f64;
+            ensure!(
+                (error_percent - expected).abs() < 1e-6,
+                "{name}: an error of {error_percent} % is reported; it is {expected} %"
+            );
+            let worst =
+                matches!((name, self.workload.name), ("in-x2", "download") | ("out-x2", "upload"));
+            ensure!(
+                !worst || error_percent < -90.0,
+                "{name} on a pure {}: {error_percent} %, expected below -90 %",
+                self.workload.name
+            );
+            said.push(format!("{name} {error_percent:+.2} %"));
+        }
+        Ok(said.join(", "))
+    }
+}
+
+/// What the proxy sent to the client from a TCP socket that had lost its port: see
+/// [`books::balance`], which knows what it may be.
+fn is_portless(cell: &Cell) -> bool {
+    cell.leg == "upstream"
+        && cell.protocol == "tcp"
+        && cell.interface == CLIENT_DEVICE
+        && cell.direction == "egress"
+}
+
+/// The side of the proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    Client,
+    Upstream,
+}
+
+impl Leg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+fn name_of(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    }
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    }
+}
+
+fn protocol_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
