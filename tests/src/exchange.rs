@@ -63,7 +63,8 @@ fn one_way(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> Result<()>
 /// A connected socket of the calling thread's namespace.
 fn connect(to: SocketAddr, protocol: i32) -> Result<TcpStream> {
     // SAFETY: socket(2) takes any numbers.
-    let made = unsafe { libc::socket(domain(to), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+    let made =
+        unsafe { libc::socket(domain(to), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
     let made = nix::errno::Errno::result(made)?;
     // SAFETY: the kernel has just made this descriptor for us.
     let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(made) };

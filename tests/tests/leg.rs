@@ -111,8 +111,7 @@ fn the_family_is_the_packets_also_on_a_dual_stack_socket() -> Result<()> {
 fn an_mptcp_listener_is_found_before_and_while_measuring() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let listen = |port| -> Result<TcpListener> {
-        let socket =
-            site.factory.socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+        let socket = site.factory.socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
         listen_on(&socket, any(port))?;
         Ok(TcpListener::from(socket))
     };

@@ -86,8 +86,7 @@ fn udp_rules_equal_hook_port_with_merged_datagrams() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     add_pair(&site.lab, "udp", UDP_PORT)?;
     let counting = site.count()?;
-    let _server =
-        site.udp_receiver(Receive { listen: any(UDP_PORT), echo: true, gro: true })?;
+    let _server = site.udp_receiver(Receive { listen: any(UDP_PORT), echo: true, gro: true })?;
     for family in FAMILIES {
         let send = Send {
             target: (addresses(family).proxy_client, UDP_PORT).into(),
