@@ -1,3 +1,54 @@
-//! Kernel and end-to-end tests: one file in `tests/` per claim.
+//! Kernel and end-to-end tests: one file in `tests/` per group of claims.
+//!
+//! * [`site`]: the lab with a counted cgroup, and one measurement held against its captures.
+//! * [`figures`]: cells and captured packets under the same keys.
+//! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
+//! * [`exchange`]: one short TCP connection.
+//! * [`rules`]: counting rules of iptables, read back without the product's help.
+//! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`agent`]: the built `traffic-agent` and its JSON.
 
+pub mod agent;
+pub mod exchange;
+pub mod factory;
+pub mod figures;
 pub mod proxies;
+pub mod rules;
+pub mod site;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// The program of this package, which runs the lab's roles and the socket factory.
+///
+/// A process must be born in a cgroup to be counted there, and a test binary with the usual harness
+/// has no `main` of its own.
+pub fn helper() -> Result<PathBuf> {
+    let test = env::current_exe().context("cannot find the running binary")?;
+    let target = test.parent().and_then(|deps| deps.parent()).context("no target directory")?;
+    let helper = target.join("traffic-tests");
+    ensure!(helper.is_file(), "{} is not there: run `cargo xtask test`", helper.display());
+    Ok(helper)
+}
+
+/// A command that runs a role of the lab in the helper.
+pub fn role(role: &traffic_lab::role::Role) -> Result<Command> {
+    let described = role.command()?;
+    let mut command = Command::new(helper()?);
+    for (name, value) in described.get_envs() {
+        command.env(name, value.context("a role removes a variable")?);
+    }
+    Ok(command)
+}
+
+/// A clear failure where a test lacks its rights.
+pub fn require_root() -> Result<()> {
+    ensure!(
+        nix::unistd::Uid::effective().is_root(),
+        "the kernel tests need root: run `cargo xtask test` as root"
+    );
+    Ok(())
+}

@@ -236,15 +236,18 @@ impl<'h> Measurement<'h> {
             findings.push(no_traffic());
         }
         let totals = ledger::totals(&cells);
-        let mut listening = self.counter.slots().client_ports();
-        listening.extend(self.counter.slots().owners()?.into_iter().filter_map(|(_, owner)| {
-            match owner {
+        // Ports beyond the table are summed in a row without a number: as rows of their own they would
+        // seem to have had no traffic.
+        let own_slot: BTreeSet<ListeningPort> = self
+            .counter
+            .slots()
+            .owners()?
+            .into_iter()
+            .filter_map(|(_, owner)| match owner {
                 Owner::Port(port) => Some(port),
                 Owner::Interface(_) => None,
-            }
-        }));
-        // Ports beyond the table are summed in a row without a number.
-        let own_slot: BTreeSet<ListeningPort> = listening.into_iter().collect();
+            })
+            .collect();
         let seconds = end.taken_at.duration_since(start.taken_at).as_secs_f64();
         Ok(TargetReport {
             name: self.plan.name.clone(),

@@ -1,0 +1,53 @@
+//! Counting rules of iptables, added and read back without the product's help.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use traffic_lab::Namespace;
+use traffic_lab::packet::Family;
+
+/// Packets and bytes of a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleCount {
+    /// What iptables calls packets.
+    pub packets: u64,
+    /// L3 bytes.
+    pub bytes: u64,
+}
+
+/// Adds a rule: `INPUT -p tcp --dport 80`.
+pub fn add(namespace: &Namespace, family: Family, rule: &str) -> Result<()> {
+    run(namespace, family, &format!("-w -A {rule}")).map(drop)
+}
+
+/// Adds a rule to a table.
+pub fn add_to(namespace: &Namespace, family: Family, table: &str, rule: &str) -> Result<()> {
+    run(namespace, family, &format!("-w -t {table} -A {rule}")).map(drop)
+}
+
+/// What the only rule of a chain has counted, `INPUT` or `OUTPUT`.
+pub fn read(namespace: &Namespace, family: Family, chain: &str) -> Result<RuleCount> {
+    // num pkts bytes target prot opt in out source destination; -x: no rounding.
+    let listing = run(namespace, family, &format!("-w -L {chain} -v -n -x --line-numbers"))?;
+    let lines: Vec<&str> = listing.lines().skip(2).collect();
+    let [line] = lines.as_slice() else { bail!("chain {chain} has not one rule:\n{listing}") };
+    let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+    let mut next = || numbers.next().context("a column is missing")?.context("no number");
+    Ok(RuleCount { packets: next()?, bytes: next()? })
+}
+
+fn run(namespace: &Namespace, family: Family, arguments: &str) -> Result<String> {
+    let program = match family {
+        Family::Ipv4 => "iptables",
+        Family::Ipv6 => "ip6tables",
+    };
+    let mut command = Command::new(program);
+    command.args(arguments.split(' '));
+    let output = namespace
+        .command_in(&mut command)?
+        .output()
+        .with_context(|| format!("cannot run {program}: run `cargo xtask test`"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {arguments}: {errors}");
+    Ok(String::from_utf8(output.stdout)?)
+}
