@@ -4,6 +4,7 @@
 //! * [`figures`]: cells and captured packets under the same keys.
 //! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
 //! * [`exchange`]: one short TCP connection.
+//! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
@@ -12,6 +13,7 @@ pub mod agent;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod options;
 pub mod proxies;
 pub mod rules;
 pub mod site;
