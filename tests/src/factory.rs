@@ -38,18 +38,9 @@ pub struct Factory {
 impl Factory {
     /// Starts one.
     pub fn start(namespace: &Namespace, cgroup: &CountedCgroup) -> Result<Self> {
-        Self::start_as(&helper()?, namespace, cgroup)
-    }
-
-    /// Starts one from a copy of the helper under another name.
-    pub fn start_as(
-        program: &std::path::Path,
-        namespace: &Namespace,
-        cgroup: &CountedCgroup,
-    ) -> Result<Self> {
         let (ours, theirs) = UnixDatagram::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(helper()?);
         command.arg(ARGUMENT).stdin(Stdio::from(OwnedFd::from(theirs)));
         cgroup.enter(&mut command)?;
         namespace.command_in(&mut command)?;

@@ -19,10 +19,11 @@ pub mod rules;
 pub mod site;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use traffic_lab::role::Role;
 
 /// The program of this package, which runs the lab's roles and the socket factory.
 ///
@@ -37,9 +38,14 @@ pub fn helper() -> Result<PathBuf> {
 }
 
 /// A command that runs a role of the lab in the helper.
-pub fn role(role: &traffic_lab::role::Role) -> Result<Command> {
+pub fn role(role: &Role) -> Result<Command> {
+    role_of(&helper()?, role)
+}
+
+/// A command that runs a role of the lab in a copy of the helper.
+pub fn role_of(program: &Path, role: &Role) -> Result<Command> {
     let described = role.command()?;
-    let mut command = Command::new(helper()?);
+    let mut command = Command::new(program);
     for (name, value) in described.get_envs() {
         command.env(name, value.context("a role removes a variable")?);
     }

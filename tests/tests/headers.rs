@@ -94,9 +94,9 @@ fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
         let headers = [(libc::IPV6_HOPOPTS, hop_by_hop), (libc::IPV6_DSTOPTS, destination)];
         let headers: Vec<(i32, usize)> = headers.into_iter().filter(|one| one.1 > 0).collect();
         let set = |socket: &dyn std::os::fd::AsFd| -> Result<()> {
-            headers.iter().try_for_each(|&(option, bytes)| {
-                set_ipv6_header(&socket.as_fd(), option, bytes)
-            })
+            headers
+                .iter()
+                .try_for_each(|&(option, bytes)| set_ipv6_header(&socket.as_fd(), option, bytes))
         };
         let counted = bulk_tcp(&site, Family::Ipv6, |socket| set(socket), |socket| set(socket))?;
         counted.assert_books_equal_capture(&[]);

@@ -102,10 +102,9 @@ fn send_whole(site: &Site, family: Family, bytes: &[u8]) -> Result<()> {
 
 /// An IPv4 header of 20 bytes with this version and protocol, to the upstream, with nothing behind it.
 fn ipv4_header(version: u8, protocol: u8) -> [u8; 20] {
-    let (IpAddr::V4(from), IpAddr::V4(to)) = (
-        addresses(Family::Ipv4).proxy_upstream,
-        addresses(Family::Ipv4).upstream,
-    ) else {
+    let (IpAddr::V4(from), IpAddr::V4(to)) =
+        (addresses(Family::Ipv4).proxy_upstream, addresses(Family::Ipv4).upstream)
+    else {
         unreachable!("they are IPv4 addresses");
     };
     let mut header = [0; 20];
@@ -117,10 +116,9 @@ fn ipv4_header(version: u8, protocol: u8) -> [u8; 20] {
 
 /// An IPv6 header whose next header is `next`, to the upstream, with nothing behind it.
 fn ipv6_header(next: u8) -> [u8; 40] {
-    let (IpAddr::V6(from), IpAddr::V6(to)) = (
-        addresses(Family::Ipv6).proxy_upstream,
-        addresses(Family::Ipv6).upstream,
-    ) else {
+    let (IpAddr::V6(from), IpAddr::V6(to)) =
+        (addresses(Family::Ipv6).proxy_upstream, addresses(Family::Ipv6).upstream)
+    else {
         unreachable!("they are IPv6 addresses");
     };
     let mut header = [0; 40];
