@@ -51,7 +51,7 @@ impl<'h> Comparison<'h> {
             false => None,
         };
         let rules = read_rules(added.as_ref(), &network, &ports)?;
-        let interfaces = interface::read(Some(network.as_fd()));
+        let interfaces = network.run(interface::read)?;
         let start = measurement.sample()?;
         Ok(Self { measurement, options: options.clone(), network, added, rules, interfaces, start })
     }
@@ -89,7 +89,7 @@ impl<'h> Comparison<'h> {
     pub fn finish(mut self, units: Units) -> Result<TargetReport> {
         let ports = estimate_ports(&mut self.measurement, &self.options);
         let rules = read_rules(self.added.as_ref(), &self.network, &ports)?;
-        let interfaces = interface::read(Some(self.network.as_fd()));
+        let interfaces = self.network.run(interface::read)?;
         let end = self.measurement.sample()?;
         if let Some(added) = self.added.take() {
             added.remove()?;

@@ -21,10 +21,10 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use traffic_ebpf::{
-    Cell, EGRESS, FAMILIES, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
+    CELLS_PER_INTERFACE, Cell, EGRESS, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
     INTERFACE_SLOTS, IPV4, IPV6, InterfaceCells, LOOPBACK_IFINDEX, PORT_EXCLUDED,
     PORT_SLOT_UPSTREAM_ICMP, PORT_SLOT_UPSTREAM_OTHER, PORT_SLOT_UPSTREAM_TCP,
-    PORT_SLOT_UPSTREAM_UDP, PORT_SLOTS, PacketRecord, SLOT_NONE, SLOT_OWNERS_ENTRIES, TABLE_BYTES,
+    PORT_SLOT_UPSTREAM_UDP, PacketRecord, SLOT_NONE, SLOT_OWNERS_ENTRIES, TABLE_BYTES,
     TABLE_INTERFACE, TABLE_UDP, TABLES, cell_index, slot_key, slot_owner, slot_range, wire,
 };
 
@@ -174,7 +174,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     let payload_bytes = len.saturating_sub(header_bytes);
     let wire_packets = wire::wire_packets(payload_bytes, gso_size);
 
-    let port_slot = port_slot(skb, headers.protocol);
+    let port_slot = port_slot(ctx, direction, &headers);
     let added = Cell {
         packets: 1,
         bytes: u64::from(len + headers.unsent_bytes),
@@ -184,11 +184,9 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     };
     let interface_slot = interface_slot(ifindex);
     if let Some(cells) = CELLS.get_ptr_mut(u32::from(interface_slot)) {
-        // The masks change nothing; they show the verifier that the index is in the array.
-        let port_slot = u32::from(port_slot) & (PORT_SLOTS as u32 - 1);
-        let family = headers.family & (FAMILIES as u32 - 1);
-        let index = cell_index(direction, port_slot, family);
-        // SAFETY: `index` is below `CELLS_PER_INTERFACE`, as its three parts are below their limits.
+        let index = cell_index(direction, u32::from(port_slot), headers.family);
+        let index = masked::<{ CELLS_PER_INTERFACE as u64 - 1 }>(index as u64) as usize;
+        // SAFETY: `index` is below `CELLS_PER_INTERFACE`.
         let cell = unsafe { cells.cast::<Cell>().add(index) };
         // SAFETY: `cell` lies in a live map value.
         unsafe { add(cell, &added) };
@@ -197,6 +195,26 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     if TRACE_PACKETS.load() != 0 {
         trace(ctx, direction, &headers, port_slot, &added);
     }
+}
+
+/// Cuts a number down to the bits of `MASK`, so that the verifier knows its limit where it is used.
+///
+/// It changes no number: each has been made within the limit. But before 6.13 the verifier forgets
+/// bounds at a change of byte order, and on 5.10 when a register is put aside on the stack, while the
+/// compiler drops or moves a mask that it knows to be one too many.
+#[inline(always)]
+fn masked<const MASK: u64>(number: u64) -> u64 {
+    let mut masked = number;
+    // SAFETY: changes only the register that it is given.
+    unsafe {
+        asm!(
+            "{masked} &= {mask}",
+            masked = inout(reg) masked,
+            mask = const MASK,
+            options(pure, nomem, nostack)
+        );
+    }
+    masked
 }
 
 /// Adds to a cell, undisturbed by an interrupt on the same CPU.
@@ -381,35 +399,40 @@ fn interface_slot(ifindex: u32) -> u8 {
     if ifindex >= TABLE_BYTES as u32 {
         return INTERFACE_SLOT_OTHER;
     }
-    slot_of(TABLE_INTERFACE, ifindex as u16)
-        .unwrap_or_else(|| claim(TABLE_INTERFACE, ifindex) as u8)
+    slot_of(TABLE_INTERFACE, ifindex).unwrap_or_else(|| claim(TABLE_INTERFACE, ifindex) as u8)
 }
 
 /// Returns the slot that stands in a table for a number.
 #[inline(always)]
-fn slot_of(table: u32, number: u16) -> Option<u8> {
+fn slot_of(table: u32, number: u32) -> Option<u8> {
     let table = SLOTS.get_ptr(table)?;
-    // SAFETY: a `u16` is an index into a table of 65,536 bytes.
-    let slot = unsafe { table.cast::<u8>().add(usize::from(number)).read_volatile() };
+    let offset = masked::<{ TABLE_BYTES as u64 - 1 }>(u64::from(number)) as usize;
+    // SAFETY: `offset` is inside of the table.
+    let slot = unsafe { table.cast::<u8>().add(offset).read_volatile() };
     (slot != SLOT_NONE).then_some(slot)
 }
 
 /// Returns the port slot of a packet: its listening port's, or its protocol's on the upstream leg.
 ///
 /// The port is the socket's, not the packet's: behind REDIRECT or DNAT the egress header already
-/// carries the translated port.
+/// carries the translated port. Only a socket that has given its port back has none any more: an orphan
+/// that the kernel resets, whose reset still passes the hook. For that one the packet is asked.
 #[inline(always)]
-fn port_slot(skb: *mut __sk_buff, protocol: u8) -> u8 {
+fn port_slot(ctx: &SkBuffContext, direction: u32, headers: &Headers) -> u8 {
+    let protocol = headers.protocol;
     if protocol > PORT_SLOT_UPSTREAM_UDP {
         return protocol;
     }
     // SAFETY: the kernel hands a valid context to the program.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
         return protocol;
     }
     // SAFETY: `sk` is not null.
-    let port = unsafe { (*sk).src_port } as u16;
+    let mut port = unsafe { (*sk).src_port };
+    if port == 0 {
+        port = port_in_packet(ctx, direction, headers.l3_bytes + headers.unsent_bytes);
+    }
     match slot_of(u32::from(protocol), port) {
         Some(PORT_EXCLUDED) => protocol,
         Some(slot) => {
@@ -422,15 +445,22 @@ fn port_slot(skb: *mut __sk_buff, protocol: u8) -> u8 {
     }
 }
 
+/// Returns the local port that stands in a transport header, 0 if it cannot be read.
+#[inline(never)]
+fn port_in_packet(ctx: &SkBuffContext, direction: u32, l4: u32) -> u32 {
+    let [source, destination] = ctx.load::<[[u8; 2]; 2]>(l4 as usize).unwrap_or_default();
+    u32::from(u16::from_be_bytes(if direction == EGRESS { source } else { destination }))
+}
+
 /// The port is in no table. A TCP listener shows itself by its state, with the first SYN: so the leg
 /// is right from the first packet, before the agent has seen the socket.
 #[inline(always)]
-fn unknown_port(sk: *mut bpf_sock, protocol: u8, port: u16) -> u8 {
+fn unknown_port(sk: *mut bpf_sock, protocol: u8, port: u32) -> u8 {
     if protocol == PORT_SLOT_UPSTREAM_TCP {
         // SAFETY: `sk` is not null, as the caller has checked.
         let state = unsafe { (*sk).state };
         if state == TCP_LISTEN {
-            let slot = claim(u32::from(protocol), u32::from(port)) as u8;
+            let slot = claim(u32::from(protocol), port) as u8;
             if TRANSPARENT.load() != 0 {
                 hand_down(sk, slot);
             }
@@ -481,9 +511,9 @@ fn announce_bind(ctx: &SockAddrContext) {
     let address = ctx.sock_addr;
     // SAFETY: the kernel hands a valid context to the program.
     let (protocol, port) = unsafe { ((*address).protocol, (*address).user_port) };
-    let port = u16::from_be(port as u16);
+    let port = u32::from(u16::from_be(port as u16));
     if protocol == u32::from(UDP) && port != 0 && slot_of(TABLE_UDP, port).is_none() {
-        claim(TABLE_UDP, u32::from(port));
+        claim(TABLE_UDP, port);
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Add;
 
 use anyhow::{Result, bail};
-use traffic_lab::answered::{self, AnsweredByKernel, Cause, TimeWaitCandidate};
+use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
 use traffic_lab::packet::{ACK, Direction, Packet, RST};
 use traffic_lab::{Filter, Sum, Trace};
 
@@ -46,17 +46,14 @@ pub struct Named {
 pub struct Account {
     /// What passed no hook.
     pub named: [Named; 2],
-    /// The same as the firewall's rules see it, which merged packets make smaller.
+    /// Bytes that the rules count and the client leg's cells do not, if nothing was merged.
     pub rules_minus_hook: [u64; 2],
-    /// Resets for packets to no socket, and those packets.
-    resets: usize,
-    triggers: usize,
-    /// Repeated by a TIME_WAIT socket.
-    repeated: usize,
-    /// Of the packets that may be missing, those that are.
-    missing: (Tally, Tally),
-    /// Of the packets that may have no port, those that have none.
-    portless: (Tally, Tally),
+    /// Headers that GRO may have removed before the rules saw the packets that are missing.
+    pub merged_at_most: u64,
+    /// SYNs to closed ports, ingress; their resets and what TIME_WAIT sockets repeated, egress.
+    certain: [i64; 2],
+    /// What became of the others.
+    fates: Tally,
 }
 
 impl fmt::Display for Account {
@@ -65,20 +62,12 @@ impl fmt::Display for Account {
             return formatter.write_str("nothing");
         }
         let [ingress, egress] = self.named;
-        write!(
-            formatter,
-            "{} + {} B missing ({} resets for {} packets, {} repeated, {:?} of {:?}), {:?} of {:?} \
-             without a port",
-            ingress.bytes,
-            egress.bytes,
-            self.resets,
-            self.triggers,
-            self.repeated,
-            self.missing.0,
-            self.missing.1,
-            self.portless.0,
-            self.portless.1
-        )
+        let Self { fates, certain, .. } = self;
+        write!(formatter, "{} + {} B missing, {fates:?}", ingress.bytes, egress.bytes)?;
+        if *certain != [0; 2] {
+            write!(formatter, ", {certain:?} packets to closed ports or repeated in TIME_WAIT")?;
+        }
+        Ok(())
     }
 }
 
@@ -98,24 +87,21 @@ pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Resul
     let portless_figures = figures([Sum::default(), on_the_wire(portless)]);
     let cells = plus(figures([ingress, egress]), portless_figures);
     let difference = minus(figures(captured), cells);
-    let resets = || found.resets.iter().filter(|reset| reset.cause != Cause::Orphan);
+    let closed = || found.resets.iter().filter(|reset| reset.cause == Cause::ClosedPort);
     let certain = figures([
-        Sum::of(resets().flat_map(|reset| &reset.triggers)),
-        Sum::of(resets().map(|reset| &reset.reset).chain(&found.repeated)),
+        Sum::of(closed().flat_map(|reset| &reset.triggers)),
+        Sum::of(closed().map(|reset| &reset.reset).chain(&found.repeated)),
     ]);
     let rest = minus(difference, certain);
     let (may_be_missing, may_be_portless) = (maybe_missing(&found), maybe_portless(trace, &found));
     let composed = (compose(rest, &may_be_missing), compose(portless_figures, &may_be_portless));
-    let (missing, portless_parts) = match composed {
-        (Some(missing), Some(portless)) => (missing, portless),
-        (missing, parts) => bail!(
+    let fates = match composed {
+        (Some(missing), Some(portless)) => missing.into_iter().chain(portless).collect(),
+        (missing, portless_parts) => bail!(
             "captured {captured:?}\ncounted  {counted:?}, and without a port {portless:?}\n\
              difference {difference:?} [packets, bytes, payload in; the same out]\n\
              of which {certain:?} were answered by the kernel\n\
-             and {rest:?} are {missing:?} of {:?}\n\
-             what has no port is {parts:?} of {:?}\n{}",
-            tally(&may_be_missing),
-            tally(&may_be_portless),
+             and {rest:?} are {missing:?}\nwhat has no port is {portless_parts:?}\n{}",
             list(&found)
         ),
     };
@@ -123,22 +109,10 @@ pub fn balance(trace: &Trace, counted: [Counted; 2], portless: Counted) -> Resul
         |at: usize| Named { packets: difference[at] as u64, bytes: difference[at + 1] as u64 };
     Ok(Account {
         named: [named(0), named(3)],
-        rules_minus_hook: [
-            (difference[1] - merged_away(&found)) as u64,
-            difference[4] as u64 + portless.bytes,
-        ],
-        resets: resets().count(),
-        triggers: resets().map(|reset| reset.triggers.len()).sum(),
-        repeated: found.repeated.len(),
-        missing: (missing, tally(&may_be_missing)),
-        portless: (portless_parts, tally(&may_be_portless)),
-    })
-}
-
-fn tally(candidates: &[Uncertain]) -> Tally {
-    candidates.iter().fold(Tally::new(), |mut tally, (kind, _)| {
-        *tally.entry(*kind).or_default() += 1;
-        tally
+        rules_minus_hook: [difference[1] as u64, difference[4] as u64 + portless.bytes],
+        merged_at_most: merged_at_most(&found),
+        certain: [certain[0], certain[3]],
+        fates,
     })
 }
 
@@ -170,6 +144,13 @@ fn list(found: &AnsweredByKernel) -> String {
     lines
 }
 
+/// Late segments that GRO merged are one packet to the rules, with the headers of the first.
+fn merged_at_most(found: &AnsweredByKernel) -> u64 {
+    let headers = |packet: &Packet| packet.headers.l3_bytes - packet.headers.payload_bytes;
+    let merged = found.resets.iter().flat_map(|reset| reset.triggers.iter().skip(1));
+    merged.map(|packet| u64::from(headers(packet))).sum()
+}
+
 fn on_the_wire(counted: Counted) -> Sum {
     Sum {
         packets: counted.wire_packets,
@@ -178,80 +159,80 @@ fn on_the_wire(counted: Counted) -> Sum {
     }
 }
 
-/// Bytes of headers that GRO removed before the rules saw the triggers that it merged.
-fn merged_away(found: &AnsweredByKernel) -> i64 {
-    let header = |packet: &Packet| packet.headers.l3_bytes - packet.headers.payload_bytes;
-    found
-        .resets
-        .iter()
-        .filter(|reset| reset.cause != Cause::Orphan)
-        .flat_map(|reset| reset.triggers.iter().skip(1))
-        .map(|packet| i64::from(header(packet)))
-        .sum()
-}
-
-/// What a packet is of which the capture cannot tell whether, or where, it was counted.
+/// What became of a packet of which the capture alone cannot tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kind {
-    /// A FIN to a TIME_WAIT socket and its answer: together, because each such FIN is answered.
+enum Fate {
+    /// Packets to no socket, or to a TIME_WAIT one, and the reset that answers them: both missing.
+    ResetWithoutSocket,
+    /// A reset by a socket that was just closed, and got what it answers: only the reset is missing.
+    /// So on IPv6, where the kernel names no owner.
+    ResetOfOrphan,
+    /// A FIN to a TIME_WAIT socket and its answer: both missing. If the socket was only half closed,
+    /// neither is.
     TimeWaitPair,
-    /// To a connection that is over. It was counted if the socket was still being closed.
+    /// To a connection that is over, dropped: missing, unless the socket was still being closed.
     Silent,
-    /// The reset by which an orphan answers data. IPv4: the hook sees it, without a port; IPv6: it
-    /// does not, since the kernel names no owner.
-    OrphanReset,
-    /// The reset by which a socket was closed. The hook sees it, without a port.
-    OwnReset,
+    /// A reset that the hook saw, but without a port: that of an orphan on IPv4, and that by which a
+    /// socket was closed.
+    Portless,
 }
 
-/// One such packet or pair, and what it is in the books.
-type Uncertain = (Kind, Figures);
+/// A fate, and what it is in the books.
+type Possible = (Fate, Figures);
 
-/// What may be missing from the cells.
-fn maybe_missing(found: &AnsweredByKernel) -> Vec<Uncertain> {
-    let pairs = found.time_wait.iter().map(|TimeWaitCandidate { fin, ack }| {
-        (Kind::TimeWaitPair, figures([Sum::of([fin]), Sum::of(ack)]))
+/// What may be missing from the cells: of each at most one.
+fn maybe_missing(found: &AnsweredByKernel) -> Vec<Vec<Possible>> {
+    let resets = uncertain_resets(found).map(|reset| {
+        let egress = Sum::of([&reset.reset]);
+        vec![
+            (Fate::ResetWithoutSocket, figures([Sum::of(&reset.triggers), egress])),
+            (Fate::ResetOfOrphan, figures([Sum::default(), egress])),
+        ]
     });
-    let silent = found
-        .silent
-        .iter()
-        .map(|packet| (Kind::Silent, figures([Sum::of([packet]), Sum::default()])));
-    pairs.chain(silent).chain(orphan_resets(found)).collect()
+    let pairs = found.time_wait.iter().map(|TimeWaitCandidate { fin, ack }| {
+        vec![(Fate::TimeWaitPair, figures([Sum::of([fin]), Sum::of(ack)]))]
+    });
+    let silent = found.silent.iter();
+    let silent =
+        silent.map(|packet| vec![(Fate::Silent, figures([Sum::of([packet]), Sum::default()]))]);
+    resets.chain(pairs).chain(silent).collect()
 }
 
 /// What may be counted without a port.
-fn maybe_portless(trace: &Trace, found: &AnsweredByKernel) -> Vec<Uncertain> {
+fn maybe_portless(trace: &Trace, found: &AnsweredByKernel) -> Vec<Vec<Possible>> {
     let own = trace.select(Filter::all().egress()).filter(|packet| {
         packet.headers.tcp.is_some_and(|tcp| tcp.has(RST | ACK))
             && !found.resets.iter().any(|reset| reset.reset == **packet)
     });
-    let own = own.map(|reset| (Kind::OwnReset, figures([Sum::default(), Sum::of([reset])])));
-    own.chain(orphan_resets(found)).collect()
+    let resets = own.chain(uncertain_resets(found).map(|reset| &reset.reset));
+    resets
+        .map(|reset| vec![(Fate::Portless, figures([Sum::default(), Sum::of([reset])]))])
+        .collect()
 }
 
-fn orphan_resets(found: &AnsweredByKernel) -> impl Iterator<Item = Uncertain> {
-    found
-        .resets
-        .iter()
-        .filter(|reset| reset.cause == Cause::Orphan)
-        .map(|reset| (Kind::OrphanReset, figures([Sum::default(), Sum::of([&reset.reset])])))
+/// Those of connections that the proxy had: its socket may have been there still, with the packet
+/// waiting in its backlog while it was closed.
+fn uncertain_resets(found: &AnsweredByKernel) -> impl Iterator<Item = &KernelReset> {
+    found.resets.iter().filter(|reset| reset.cause != Cause::ClosedPort)
 }
 
-/// How many of each kind.
-type Tally = BTreeMap<Kind, usize>;
+/// How many of each fate.
+type Tally = BTreeMap<Fate, usize>;
 
 /// Finds whole ones that sum up to `target`.
-fn compose(target: Figures, candidates: &[Uncertain]) -> Option<Tally> {
+fn compose(target: Figures, candidates: &[Vec<Possible>]) -> Option<Tally> {
     let mut sums = HashMap::from([([0; 6], Tally::new())]);
-    for (kind, figures) in candidates {
-        for (sum, tally) in sums.clone() {
-            let sum = std::array::from_fn(|at| sum[at] + figures[at]);
-            if sum.iter().zip(&target).all(|(sum, target)| sum <= target) {
-                sums.entry(sum).or_insert_with(|| {
-                    let mut tally = tally;
-                    *tally.entry(*kind).or_default() += 1;
-                    tally
-                });
+    for candidate in candidates {
+        for (before, tally) in sums.clone() {
+            for (fate, figures) in candidate {
+                let sum = plus(before, *figures);
+                if sum.iter().zip(&target).all(|(sum, target)| sum <= target) {
+                    sums.entry(sum).or_insert_with(|| {
+                        let mut tally = tally.clone();
+                        *tally.entry(*fate).or_default() += 1;
+                        tally
+                    });
+                }
             }
         }
     }
@@ -330,11 +311,11 @@ mod tests {
     fn time_wait_pair_may_be_counted_or_not_but_only_whole() {
         let trace = closed_by_the_proxy();
         let all = books(&trace, [counted(4), counted(3)]).unwrap();
-        assert_eq!((all.named, all.missing.0), ([Named::default(); 2], Tally::new()));
+        assert_eq!(all, Account::default());
         let without = books(&trace, [counted(3), counted(2)]).unwrap();
         assert_eq!(without.named, [Named { packets: 1, bytes: 52 }; 2]);
-        let pair = Tally::from([(Kind::TimeWaitPair, 1)]);
-        assert_eq!((without.rules_minus_hook, without.missing.0), ([52, 52], pair));
+        let pair = Tally::from([(Fate::TimeWaitPair, 1)]);
+        assert_eq!((without.rules_minus_hook, without.fates), ([52, 52], pair));
         for wrong in [[3, 3], [4, 2], [2, 1], [5, 3]] {
             assert!(books(&trace, wrong.map(counted)).is_err(), "{wrong:?}");
         }
@@ -350,11 +331,10 @@ mod tests {
         trace.packets.extend([late, packet(Egress, RST, 5001, 0)]);
         let ingress = Counted { payload_bytes: 8, wire_bytes: 3 * 52 + 8, ..counted(3) };
         let one = balance(&trace, [ingress, counted(2)], counted(1)).unwrap();
-        let reset = Tally::from([(Kind::OrphanReset, 1)]);
-        assert_eq!((&one.portless.0, &one.missing.0), (&reset, &Tally::new()));
+        assert_eq!(one.fates, Tally::from([(Fate::Portless, 1)]));
         assert_eq!((one.named, one.rules_minus_hook), ([Named::default(); 2], [0, 52]));
         let none = balance(&trace, [ingress, counted(2)], Counted::default()).unwrap();
-        assert_eq!((&none.portless.0, &none.missing.0), (&Tally::new(), &reset));
+        assert_eq!(none.fates, Tally::from([(Fate::ResetOfOrphan, 1)]));
         assert!(balance(&trace, [ingress, counted(1)], counted(2)).is_err());
     }
 

@@ -4,8 +4,7 @@
 //! layer, headers included, as the driver counts them.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::{fs, io, thread};
+use std::{fs, io};
 
 use crate::report::{Covers, Direction, Layer, MethodReport, RuleReport};
 
@@ -44,27 +43,13 @@ pub enum Error {
     },
 }
 
-/// Reads /proc/net/dev in a network namespace (`None`: our own).
+/// Reads /proc/net/dev of the calling thread's network namespace; for another one: `NetNs::run(read)`.
 ///
 /// # Errors
 ///
 /// [`Error`].
-pub fn read(netns: Option<BorrowedFd<'_>>) -> Result<Interfaces, Error> {
-    let text = match netns {
-        None => fs::read_to_string("/proc/thread-self/net/dev"),
-        // A thread of its own enters the namespace and ends there: no other is moved.
-        Some(netns) => thread::scope(|scope| {
-            let entered = scope.spawn(|| {
-                // SAFETY: a bare system call on an open descriptor; it affects this thread alone.
-                if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-                    return Err(io::Error::last_os_error());
-                }
-                fs::read_to_string("/proc/thread-self/net/dev")
-            });
-            entered.join().unwrap_or_else(|_| Err(io::Error::other("the reading thread broke off")))
-        }),
-    };
-    parse(&text.map_err(Error::Read)?)
+pub fn read() -> Result<Interfaces, Error> {
+    parse(&fs::read_to_string("/proc/thread-self/net/dev").map_err(Error::Read)?)
 }
 
 /// Parses /proc/net/dev.
