@@ -3,13 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use traffic_lab::Namespace;
 
-use crate::factory::{connect_to, domain};
+use crate::factory::{connect_to, domain, socket_here};
 
 /// An exchange that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -62,12 +61,7 @@ fn one_way(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> Result<()>
 
 /// A connected socket of the calling thread's namespace.
 fn connect(to: SocketAddr, protocol: i32) -> Result<TcpStream> {
-    // SAFETY: socket(2) takes any numbers.
-    let made =
-        unsafe { libc::socket(domain(to), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
-    let made = nix::errno::Errno::result(made)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let socket = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(made) };
+    let socket = socket_here(domain(to), libc::SOCK_STREAM, protocol)?;
     connect_to(&socket, to)?;
     Ok(TcpStream::from(socket))
 }

@@ -38,18 +38,9 @@ pub struct Factory {
 impl Factory {
     /// Starts one.
     pub fn start(namespace: &Namespace, cgroup: &CountedCgroup) -> Result<Self> {
-        Self::start_as(&helper()?, namespace, cgroup)
-    }
-
-    /// Starts one from a copy of the helper under another name.
-    pub fn start_as(
-        program: &std::path::Path,
-        namespace: &Namespace,
-        cgroup: &CountedCgroup,
-    ) -> Result<Self> {
         let (ours, theirs) = UnixDatagram::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(helper()?);
         command.arg(ARGUMENT).stdin(Stdio::from(OwnedFd::from(theirs)));
         cgroup.enter(&mut command)?;
         namespace.command_in(&mut command)?;
@@ -140,6 +131,17 @@ pub fn domain(address: SocketAddr) -> i32 {
     if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
 
+/// A socket of the calling thread's namespace and cgroup: the arguments are those of socket(2).
+pub fn socket_here(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket(2) takes any numbers.
+    let made = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+}
+
 /// Receives bytes, and a descriptor if one came with them.
 fn receive(socket: &UnixDatagram, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
     let mut slices = [IoSliceMut::new(bytes)];
@@ -174,23 +176,17 @@ pub fn serve() -> Result<()> {
         let number = |at: usize| {
             i32::from_ne_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]])
         };
-        // SAFETY: socket(2) takes any numbers.
-        let made = unsafe { libc::socket(number(0), number(4) | libc::SOCK_CLOEXEC, number(8)) };
-        let errno = if made < 0 { io::Error::last_os_error().raw_os_error() } else { None };
-        let answer = errno.unwrap_or(0).to_ne_bytes();
-        let descriptors = [made];
+        let made = socket_here(number(0), number(4), number(8));
+        let errno = made.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0);
+        let descriptors: Vec<RawFd> = made.iter().map(AsRawFd::as_raw_fd).collect();
         let control = [ControlMessage::ScmRights(&descriptors)];
-        let control = if made < 0 { &control[..0] } else { &control[..] };
+        let control = if made.is_ok() { &control[..] } else { &control[..0] };
         sendmsg::<()>(
             requests.as_raw_fd(),
-            &[IoSlice::new(&answer)],
+            &[IoSlice::new(&errno.to_ne_bytes())],
             control,
             MsgFlags::empty(),
             None,
         )?;
-        if made >= 0 {
-            // SAFETY: made above, and the copy that was sent has a life of its own.
-            drop(unsafe { OwnedFd::from_raw_fd(made) });
-        }
     }
 }

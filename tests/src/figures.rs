@@ -126,3 +126,13 @@ fn key(packet: &Packet, interface: &str, listening: &BTreeSet<ListeningPort>) ->
 pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
     books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
 }
+
+/// The same figures with the ports forgotten.
+pub fn without_ports(books: Books) -> Books {
+    let mut merged = Books::new();
+    for (key, figures) in books {
+        let sum = merged.entry(Key { port: None, ..key }).or_default();
+        *sum = *sum + figures;
+    }
+    merged
+}

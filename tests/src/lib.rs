@@ -4,6 +4,7 @@
 //! * [`figures`]: cells and captured packets under the same keys.
 //! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
 //! * [`exchange`]: one short TCP connection.
+//! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
@@ -12,15 +13,17 @@ pub mod agent;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod options;
 pub mod proxies;
 pub mod rules;
 pub mod site;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use traffic_lab::role::Role;
 
 /// The program of this package, which runs the lab's roles and the socket factory.
 ///
@@ -35,9 +38,14 @@ pub fn helper() -> Result<PathBuf> {
 }
 
 /// A command that runs a role of the lab in the helper.
-pub fn role(role: &traffic_lab::role::Role) -> Result<Command> {
+pub fn role(role: &Role) -> Result<Command> {
+    role_of(&helper()?, role)
+}
+
+/// A command that runs a role of the lab in a copy of the helper.
+pub fn role_of(program: &Path, role: &Role) -> Result<Command> {
     let described = role.command()?;
-    let mut command = Command::new(helper()?);
+    let mut command = Command::new(program);
     for (name, value) in described.get_envs() {
         command.env(name, value.context("a role removes a variable")?);
     }

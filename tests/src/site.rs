@@ -183,6 +183,16 @@ impl Counted {
         figures::of_capture(&self.trace, listening)
     }
 
+    /// The books of the cells, with the ports forgotten: those beyond the table have none.
+    pub fn books_without_ports(&self) -> Books {
+        figures::without_ports(self.books())
+    }
+
+    /// The same of the captures.
+    pub fn captured_without_ports(&self, listening: &[ListeningPort]) -> Books {
+        figures::without_ports(self.captured(listening))
+    }
+
     /// Holds every cell against the capture: each coordinate, each figure, to the byte.
     #[track_caller]
     pub fn assert_books_equal_capture(&self, listening: &[ListeningPort]) {

@@ -40,16 +40,6 @@ fn upstream(family: Family) -> SocketAddr {
     (addresses(family).upstream, SERVER_PORT).into()
 }
 
-/// The same figures with the ports forgotten.
-fn without_ports(books: Books) -> Books {
-    let mut merged = Books::new();
-    for (key, figures) in books {
-        let sum = merged.entry(figures::Key { port: None, ..key }).or_default();
-        *sum = *sum + figures;
-    }
-    merged
-}
-
 #[test]
 fn a_listener_that_starts_while_measuring_has_the_client_leg_from_its_first_syn() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
@@ -253,7 +243,7 @@ fn seventy_listening_ports_share_an_overflow_row_and_the_sums_balance() -> Resul
     assert_eq!(counting.measurement.client_ports(), ports);
 
     let counted = counting.finish()?;
-    assert_eq!(without_ports(counted.books()), without_ports(counted.captured(&ports)));
+    assert_eq!(counted.books_without_ports(), counted.captured_without_ports(&ports));
     // Each port that has a row of its own equals its own packets.
     let captured = counted.captured(&ports);
     let (own, rest): (Vec<_>, Vec<_>) =

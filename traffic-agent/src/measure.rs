@@ -395,8 +395,8 @@ fn unparsable(log: Vec<String>) -> Option<Finding> {
         severity: Severity::Warning,
         code: "unparsable-packets",
         message: format!(
-            "{} packets had headers that could not be read; they are counted with their length as \
-             upstream, other. The first: {first}",
+            "at least {} packets had headers that could not be read; they are counted with their \
+             length as upstream, other. The first: {first}",
             log.len()
         ),
         remedy: "please report it with what runs in the cgroup".to_owned(),
