@@ -190,7 +190,12 @@ impl Drop for FreshCgroup {
         if !self.removed
             && let Err(error) = self.evacuate()
         {
-            eprintln!("traffic-agent: cannot remove cgroup {}: {error}", self.directory.display());
+            // A closed stderr is nobody to tell.
+            let _ = writeln!(
+                io::stderr(),
+                "traffic-agent: cannot remove cgroup {}: {error}",
+                self.directory.display()
+            );
         }
     }
 }

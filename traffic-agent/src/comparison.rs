@@ -20,6 +20,9 @@ use crate::report::{
 use crate::target::PortFilter;
 use crate::units::{self, Units};
 
+/// Why rules and interfaces say nothing of a command that entered another network namespace.
+const ELSEWHERE: &str = "the target runs in another network namespace than it did at the start";
+
 /// How the estimate is made.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -88,18 +91,27 @@ impl<'h> Comparison<'h> {
     /// Takes the last readings and holds them against each other.
     pub fn finish(mut self, units: Units) -> Result<TargetReport> {
         let ports = estimate_ports(&mut self.measurement, &self.options);
-        let rules = read_rules(self.added.as_ref(), &self.network, &ports)?;
-        let interfaces = self.network.run(interface::read)?;
+        // Whatever fails from here on is a row without figures: the exact ones are never lost.
+        let rules = read_rules(self.added.as_ref(), &self.network, &ports);
+        let interfaces = self.network.run(interface::read);
         let end = self.measurement.sample()?;
-        if let Some(added) = self.added.take() {
-            added.remove()?;
+        if let Some(added) = self.added.take()
+            && let Err(error) = added.remove()
+        {
+            self.measurement.note_once("rules-left-behind", &error);
         }
+        let elsewhere =
+            self.measurement.network().is_ok_and(|now| now.inode() != self.network.inode());
         let mut report = self.measurement.report(&self.start, &end)?;
 
         let client =
             |cell: &CellReport| cell.leg == Leg::Client && chosen(&self.options, cell, &ports);
         let hook = port_bytes(&ledger::sum(&report.cells, client));
-        let rules = firewall::difference(&self.rules, &rules);
+        let rules = match rules {
+            _ if elsewhere => Err(ELSEWHERE.to_owned()),
+            Ok(rules) => firewall::difference(&self.rules, &rules),
+            Err(error) => Err(format!("{error:#}")),
+        };
         let (rules_row, by_rules) = match &rules {
             Ok(measured) => {
                 report.findings.extend(rule_findings(measured, &report.cells, &client));
@@ -114,10 +126,15 @@ impl<'h> Comparison<'h> {
                 (firewall::unavailable(reason.clone()), None)
             }
         };
-        let interface_row = interface_row(&self.interfaces, &interfaces);
+        let interface_row = match interfaces {
+            _ if elsewhere => interface::unavailable(ELSEWHERE.to_owned()),
+            Ok(interfaces) => interface_row(&self.interfaces, &interfaces),
+            Err(error) => interface::unavailable(error.to_string()),
+        };
         let exact = exact_bytes(&report);
         report.findings.extend(loopback_finding(&report.cells, &client));
-        let left_out = ports_left_out(&report.cells, &self.options, &ports, rules.as_ref().ok());
+        let used_rules = by_rules.and(rules.as_ref().ok());
+        let left_out = ports_left_out(&report.cells, &self.options, &ports, used_rules);
         report.findings.extend(not_all_ports(&left_out));
 
         let (source, seen) = match by_rules {
@@ -335,7 +352,12 @@ fn verdict(report: &TargetReport, units: Units) -> String {
     let exact = units::format_bytes(report.total_wire_bytes, units);
     let qualifier = if report.complete { "" } else { "at least " };
     if report.total_wire_bytes == 0 {
-        return format!("The {subject} used no billed traffic.");
+        return match report.complete {
+            true => format!("The {subject} used no billed traffic."),
+            false => {
+                format!("Nothing of the {subject}'s traffic was counted; the findings say why.")
+            }
+        };
     }
     let Some(published) = report.estimates.first() else {
         return format!("The {subject} used {qualifier}{exact}.");
@@ -348,9 +370,10 @@ fn verdict(report: &TargetReport, units: Units) -> String {
         );
     };
     let judged = match error {
-        error if error < -20.0 => "too low, far from the 20 % that are claimed",
-        error if error > 20.0 => "too high, far from the 20 % that are claimed",
+        error if error < -20.0 => "too low, beyond the 20 % that are claimed",
+        error if error > 20.0 => "too high, beyond the 20 % that are claimed",
         error if error < 0.0 => "too low, within the 20 % that are claimed",
+        0.0 => "off, just right",
         _ => "too high, within the 20 % that are claimed",
     };
     format!(

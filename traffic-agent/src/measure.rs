@@ -1,7 +1,6 @@
 //! One target, measured from one instant to another: what `compare`, `exec` and `demo` share.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use traffic_ebpf::{
@@ -71,8 +70,10 @@ pub struct Measurement<'h> {
     counter: Counter,
     networks: Networks,
     processes: BTreeSet<(i32, String)>,
+    /// Ids of the cgroups and of all that were ever seen below them: the sockets of a child that was
+    /// removed are still counted.
+    owned: BTreeSet<u64>,
     findings: Vec<Finding>,
-    attached_at: Instant,
 }
 
 impl<'h> Measurement<'h> {
@@ -98,17 +99,15 @@ impl<'h> Measurement<'h> {
             counter,
             networks: Networks::default(),
             processes: BTreeSet::new(),
+            owned: BTreeSet::new(),
             findings: Vec::new(),
-            attached_at: Instant::now(),
         };
         // Once more, for what began to listen between the look and the attachment.
+        let plan = &measurement.plan;
+        let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
+        claim(&mut measurement.counter, &survey.listening(&plan.ports))?;
         measurement.follow()?;
         Ok(measurement)
-    }
-
-    /// When the hooks were attached.
-    pub fn attached_at(&self) -> Instant {
-        self.attached_at
     }
 
     /// What was asked for.
@@ -129,8 +128,8 @@ impl<'h> Measurement<'h> {
         self.networks.note_processes(&self.host.proc, pids);
         self.networks.learn_interfaces()?;
 
-        let owned = self.host.cgroups.subtree_ids(&self.plan.cgroups);
-        let sockets = self.networks.sockets(Which::Bound, &owned)?;
+        self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
+        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
         for socket in sockets.iter().filter(|socket| network::listens(socket)) {
             let port = ListeningPort { protocol: socket.protocol, port: socket.local.port() };
             self.counter.slots().claim_port(port)?;
@@ -145,7 +144,7 @@ impl<'h> Measurement<'h> {
             .collect();
         if !unused.is_empty() {
             // Nobody listens there any more; its connections may still be going on.
-            let sockets = self.networks.sockets(Which::All, &owned)?;
+            let sockets = self.networks.sockets(Which::All, &self.owned)?;
             for port in unused {
                 if !sockets.iter().any(|socket| network::uses_port(socket, port)) {
                     self.counter.slots().release_port(port);
@@ -177,8 +176,7 @@ impl<'h> Measurement<'h> {
 
     /// Whether connections of the target are still being closed, so that packets are to come.
     pub fn is_draining(&self) -> Result<bool> {
-        let owned = self.host.cgroups.subtree_ids(&self.plan.cgroups);
-        let sockets = self.networks.sockets(Which::All, &owned)?;
+        let sockets = self.networks.sockets(Which::All, &self.owned)?;
         Ok(sockets.iter().any(|socket| {
             // A socket without a file belongs to no process any more.
             socket.inode == 0 && !network::listens(socket)
@@ -228,7 +226,7 @@ impl<'h> Measurement<'h> {
     pub fn report(&mut self, start: &Sample, end: &Sample) -> Result<TargetReport> {
         let cells = self.cells(start, end)?;
         let mut findings = std::mem::take(&mut self.findings);
-        findings.extend(self.audit()?);
+        findings.extend(self.audit().unwrap_or_else(|error| vec![audit_failed(&error)]));
         findings.extend(self.slot_findings(&cells));
         findings.extend(self.networks.finding());
         findings.extend(unparsable(self.counter.trace().take_log()));
@@ -238,6 +236,7 @@ impl<'h> Measurement<'h> {
         let totals = ledger::totals(&cells);
         // Ports beyond the table are summed in a row without a number: as rows of their own they would
         // seem to have had no traffic.
+        let listening = self.client_ports();
         let own_slot: BTreeSet<ListeningPort> = self
             .counter
             .slots()
@@ -247,6 +246,7 @@ impl<'h> Measurement<'h> {
                 Owner::Port(port) => Some(port),
                 Owner::Interface(_) => None,
             })
+            .filter(|port| listening.contains(port))
             .collect();
         let seconds = end.taken_at.duration_since(start.taken_at).as_secs_f64();
         Ok(TargetReport {
@@ -361,6 +361,17 @@ fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
 
 fn name_interface(networks: &Networks, index: u32) -> String {
     networks.interface(index).map_or_else(|| format!("if{index}"), str::to_owned)
+}
+
+fn audit_failed(error: &anyhow::Error) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        code: "audit-failed",
+        message: format!("{error:#}"),
+        remedy: "the totals are right; whether they are all of the target's traffic is not known"
+            .to_owned(),
+        incomplete: true,
+    }
 }
 
 fn cgroup_gone(cgroup: &Cgroup) -> Finding {

@@ -15,7 +15,8 @@ use crate::target::{Error, processes};
 #[derive(Default)]
 pub struct Networks {
     seen: Vec<NetNs>,
-    interfaces: BTreeMap<u32, String>,
+    /// By the namespace's inode and the interface's number: numbers repeat between namespaces.
+    interfaces: BTreeMap<(u64, u32), String>,
 }
 
 impl Networks {
@@ -48,15 +49,22 @@ impl Networks {
                 })?
                 .unwrap_or_default();
             for (index, name) in names {
-                self.interfaces.entry(index).or_insert(name);
+                self.interfaces.entry((netns.inode(), index)).or_insert(name);
             }
         }
         Ok(())
     }
 
-    /// The name of an interface number, as far as it was learnt.
+    /// The name of an interface number, as far as it was learnt: in a namespace of the target's
+    /// processes, or in the agent's own if none of them was seen.
     pub fn interface(&self, index: u32) -> Option<&str> {
-        self.interfaces.get(&index).map(String::as_str)
+        let is_target = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
+        self.interfaces
+            .iter()
+            .find(|((inode, number), _)| {
+                *number == index && (self.seen.is_empty() || is_target(*inode))
+            })
+            .map(|(_, name)| name.as_str())
     }
 
     /// All sockets of the target: those that the given cgroups own.

@@ -46,7 +46,8 @@ impl Arrived {
 
 /// Holds the signals of [`TAKEN`] back and hands them out one by one.
 ///
-/// To be made before other threads are: they inherit the mask. So do children, which are to be given
+/// They stay held back when it is dropped: one that comes while the report is printed must not end the
+/// agent before it has returned its exit status. To be made before other threads are: they inherit the mask. So do children, which are to be given
 /// [`Signals::previous_mask`].
 pub struct Signals {
     fd: AsyncFd<SignalFd>,
@@ -86,12 +87,6 @@ impl Signals {
                 None => ready.clear_ready(),
             }
         }
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        restore(&self.previous);
     }
 }
 

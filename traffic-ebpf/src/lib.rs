@@ -88,6 +88,8 @@ pub const PORT_SLOT_UPSTREAM_ICMP: u8 = 2;
 pub const PORT_SLOT_UPSTREAM_OTHER: u8 = 3;
 /// First port slot that a listening port can claim.
 pub const PORT_SLOT_FIRST: u8 = 4;
+/// Last port slot that a UDP port can claim.
+pub const PORT_SLOT_LAST_UDP: u8 = 45;
 /// Client leg of all listening TCP ports that found no slot of their own.
 pub const PORT_SLOT_CLIENT_TCP: u8 = 62;
 /// Client leg of all listening UDP ports that found no slot of their own.
@@ -114,6 +116,8 @@ pub const SLOT_NONE: u8 = 0;
 /// that is taken.
 pub const SLOT_OWNERS_ENTRIES: u32 = 128;
 
+// The program cuts its indices to the bits below.
+const _: () = assert!(CELLS_PER_INTERFACE.is_power_of_two() && TABLE_BYTES.is_power_of_two());
 const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Cell>() == 10_240);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
@@ -201,7 +205,8 @@ pub struct SlotRange {
     pub rest: u8,
 }
 
-/// Returns the slots that `table` hands out. The TCP and the UDP table share theirs.
+/// Returns the slots that `table` hands out. The TCP and the UDP table share theirs, but that the last
+/// are kept for TCP: a program that binds many UDP sockets to ports of its choice uses them up.
 #[inline(always)]
 pub const fn slot_range(table: u32) -> SlotRange {
     match table {
@@ -212,7 +217,7 @@ pub const fn slot_range(table: u32) -> SlotRange {
         },
         TABLE_UDP => SlotRange {
             first: PORT_SLOT_FIRST,
-            last: PORT_SLOT_CLIENT_TCP - 1,
+            last: PORT_SLOT_LAST_UDP,
             rest: PORT_SLOT_CLIENT_UDP,
         },
         _ => SlotRange {

@@ -46,6 +46,9 @@ const MOBILITY: u8 = 135;
 /// Source: `ETH_P_IPV6`, include/uapi/linux/if_ether.h.
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
+/// Source: include/uapi/linux/if_packet.h.
+const PACKET_LOOPBACK: u32 = 5;
+
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const UDP_HEADER: u32 = 8;
@@ -182,7 +185,13 @@ fn count(ctx: &SkBuffContext, direction: u32) {
         wire_bytes: wire::wire_bytes(len, header_bytes, wire_packets),
         payload_bytes: u64::from(payload_bytes),
     };
-    let interface_slot = interface_slot(ifindex);
+    // A multicast packet of one's own that comes back was never on the wire, whatever its interface.
+    // SAFETY: the kernel hands a valid context to the program.
+    let interface_slot = if direction == INGRESS && unsafe { (*skb).pkt_type } == PACKET_LOOPBACK {
+        INTERFACE_SLOT_LOOPBACK
+    } else {
+        interface_slot(ifindex)
+    };
     if let Some(cells) = CELLS.get_ptr_mut(u32::from(interface_slot)) {
         let index = cell_index(direction, u32::from(port_slot), headers.family);
         let index = masked::<{ CELLS_PER_INTERFACE as u64 - 1 }>(index as u64) as usize;
@@ -287,8 +296,9 @@ fn parse_ipv6(data: usize, end: usize, gso_size: u32) -> Option<Headers> {
     if walked == 0 {
         return None;
     }
-    // The mask changes nothing; it bounds the offset for the verifier.
-    let l3 = walked as usize & 0xfff;
+    // The mask changes nothing: eight headers of at most 2,048 bytes behind the first 40. It bounds the
+    // offset for the verifier.
+    let l3 = walked as usize & 0x7fff;
     let (next, unsent) = ((walked >> 16) as u8, (walked >> 24) as u8 & 8);
     transport(data + l3 + usize::from(unsent), end, l3, next, IPV6, u32::from(unsent))
 }

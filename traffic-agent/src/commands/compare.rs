@@ -77,33 +77,35 @@ async fn measured(args: Compare) -> Result<i32> {
     let status =
         ticking.run(&mut comparisons, subject.as_ref(), &mut signals, &mut sink, &args).await?;
 
-    let mut targets = Vec::new();
-    for comparison in comparisons {
-        targets.push(comparison.finish(sink.units())?);
-    }
-    if let (Some(subject), [target]) = (subject, targets.as_mut_slice())
-        && let Some(finding) = subject.remove()
-    {
-        target.complete &= !finding.incomplete;
-        target.findings.push(finding);
-    }
-    let complete = targets.iter().all(|target| target.complete);
-    let report = Report {
-        format: FORMAT,
-        command: "compare",
-        interval: Interval {
-            start: begun,
-            end: ZonedDateTime::now(),
-            seconds: started.elapsed().as_secs_f64(),
-        },
-        targets,
-        exit_status: status,
+    let finish = || -> Result<i32> {
+        let mut targets = Vec::new();
+        for comparison in comparisons {
+            targets.push(comparison.finish(sink.units())?);
+        }
+        if let (Some(subject), [target]) = (subject, targets.as_mut_slice())
+            && let Some(finding) = subject.remove()
+        {
+            target.complete &= !finding.incomplete;
+            target.findings.push(finding);
+        }
+        let complete = targets.iter().all(|target| target.complete);
+        sink.report(&Report {
+            format: FORMAT,
+            command: "compare",
+            interval: Interval {
+                start: begun,
+                end: ZonedDateTime::now(),
+                seconds: started.elapsed().as_secs_f64(),
+            },
+            targets,
+            exit_status: status,
+        })?;
+        Ok(if args.printing.strict && !complete { INCOMPLETE } else { DONE })
     };
-    sink.report(&report)?;
-    Ok(match status.map_or(DONE, child::exit_code) {
-        DONE if args.printing.strict && !complete => INCOMPLETE,
-        code => code,
-    })
+    match status {
+        Some(status) => Ok(output::code_after(status, finish())),
+        None => finish(),
+    }
 }
 
 /// Finds the targets and what they are now.
@@ -176,11 +178,15 @@ impl Ticking {
                 }
             })
             .await?;
-            failed?;
             for comparison in &mut *comparisons {
-                subject::drain(comparison.measurement()).await?;
+                subject::drain(comparison.measurement()).await;
             }
-            tick(comparisons, sink)?;
+            // The command has ended: what could not be shown as it went is no reason to lose the rest.
+            if let Err(error) = failed.and_then(|()| tick(comparisons, sink).map(drop))
+                && !output::is_closed_pipe(&error)
+            {
+                output::complain(&error);
+            }
             return Ok(Some(status));
         }
 

@@ -5,14 +5,14 @@ use jiff::ZonedDateTime;
 
 use super::output::{self, Sink};
 use super::subject::{self, Subject};
-use super::{FAILED, INCOMPLETE};
+use super::{DONE, INCOMPLETE};
 use crate::child;
 use crate::cli::Exec;
 use crate::measure::Measurement;
-use crate::report::{FORMAT, Interval, Report};
+use crate::report::{FORMAT, Interval, Report, TargetReport};
 use crate::signals::Signals;
 use crate::target::{Host, PortFilter};
-use crate::units;
+use crate::units::{Units, format_bytes};
 
 /// Runs `exec`; returns the exit status of the command, or the one that says why there is none.
 pub async fn run(args: Exec) -> Result<i32> {
@@ -45,37 +45,38 @@ async fn measured(args: Exec) -> Result<i32> {
         tracer.print(&mut measurement);
     })
     .await?;
-    subject::drain(&mut measurement).await?;
-    let end = measurement.sample()?;
-    tracer.print(&mut measurement);
-
-    let mut target = measurement.report(&start, &end)?;
-    target.findings.extend(subject.remove());
-    target.complete = !target.findings.iter().any(|finding| finding.incomplete);
-    target.verdict = format!(
-        "`{}` used {} of billed traffic: {} in, {} out.",
-        target.name,
-        units::format_bytes(target.total_wire_bytes, sink.units()),
-        units::format_bytes(target.totals.billed.ingress.wire_bytes, sink.units()),
-        units::format_bytes(target.totals.billed.egress.wire_bytes, sink.units()),
-    );
-    let complete = target.complete;
-    let report = Report {
-        format: FORMAT,
-        command: "exec",
-        interval: Interval {
-            start: begun,
-            end: ZonedDateTime::now(),
-            seconds: target.observed_seconds,
-        },
-        targets: vec![target],
-        exit_status: Some(status),
+    let reported = async {
+        subject::drain(&mut measurement).await;
+        let end = measurement.sample()?;
+        tracer.print(&mut measurement);
+        let mut target = measurement.report(&start, &end)?;
+        target.findings.extend(subject.remove());
+        target.complete = !target.findings.iter().any(|finding| finding.incomplete);
+        target.verdict = verdict(&target, sink.units());
+        let complete = target.complete;
+        sink.report(&Report {
+            format: FORMAT,
+            command: "exec",
+            interval: Interval {
+                start: begun,
+                end: ZonedDateTime::now(),
+                seconds: target.observed_seconds,
+            },
+            targets: vec![target],
+            exit_status: Some(status),
+        })?;
+        Ok(if args.printing.strict && !complete { INCOMPLETE } else { DONE })
     };
-    sink.report(&report)?;
-    Ok(match child::exit_code(status) {
-        0 if args.printing.strict && !complete => INCOMPLETE,
-        code => code,
-    })
+    Ok(output::code_after(status, reported.await))
 }
 
-const _: () = assert!(FAILED != child::AGENT_FAILED);
+fn verdict(target: &TargetReport, units: Units) -> String {
+    format!(
+        "`{}` used {}{} of billed traffic: {} in, {} out.",
+        target.name,
+        if target.complete { "" } else { "at least " },
+        format_bytes(target.total_wire_bytes, units),
+        format_bytes(target.totals.billed.ingress.wire_bytes, units),
+        format_bytes(target.totals.billed.egress.wire_bytes, units),
+    )
+}

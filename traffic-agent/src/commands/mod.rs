@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
+pub use output::{complain, is_closed_pipe};
 
 use crate::cli::{Cli, Command};
 use crate::method::classic;

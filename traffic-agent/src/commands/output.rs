@@ -14,7 +14,7 @@ use crate::ledger;
 use crate::measure::Measurement;
 use crate::render::interval::{Columns, IntervalReport};
 use crate::render::{self, Stream};
-use crate::report::{DemoReport, Directions, Interval, Report};
+use crate::report::{DemoReport, Directions, ExitStatus, Interval, Report};
 use crate::target::PortFilter;
 use crate::units::Units;
 
@@ -114,12 +114,34 @@ pub fn port_filter(values: &[String]) -> Result<PortFilter> {
 
 /// A remark on stderr.
 pub fn note(text: &str) {
-    eprintln!("traffic-agent: {text}");
+    // A closed stderr is nobody to tell.
+    let _ = writeln!(io::stderr(), "traffic-agent: {text}");
 }
 
 /// An error on stderr, with all its causes.
 pub fn complain(error: &anyhow::Error) {
-    eprintln!("traffic-agent: {error:#}");
+    note(&format!("{error:#}"));
+}
+
+/// Whether whoever reads the output has seen enough.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// The exit status when a command has ended, and what came after it: its own, whatever became of the
+/// report, unless it was 0 and there is none.
+pub fn code_after(status: ExitStatus, reported: Result<i32>) -> i32 {
+    let own = child::exit_code(status);
+    match reported {
+        Ok(code) if own == 0 => code,
+        Err(error) if !is_closed_pipe(&error) => {
+            complain(&error);
+            if own == 0 { child::AGENT_FAILED } else { own }
+        }
+        _ => own,
+    }
 }
 
 /// Prints a line for each traced packet, and stops at the number that was asked for.

@@ -104,9 +104,17 @@ pub async fn wait(
 
 /// Waits until the connections that the command left behind are closed, so that their last packets
 /// are counted; not for ever, since a peer may never answer.
-pub async fn drain(measurement: &mut Measurement<'_>) -> Result<()> {
+pub async fn drain(measurement: &mut Measurement<'_>) {
     let deadline = Instant::now() + DRAIN_AT_MOST;
-    while measurement.is_draining()? {
+    loop {
+        match measurement.is_draining() {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                measurement.note_once("not-drained", &*error);
+                break;
+            }
+        }
         if Instant::now() >= deadline {
             measurement.add_finding(Finding {
                 severity: Severity::Info,
@@ -121,7 +129,6 @@ pub async fn drain(measurement: &mut Measurement<'_>) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Ok(())
 }
 
 /// The cgroup that the agent itself is in.

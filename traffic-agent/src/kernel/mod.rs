@@ -21,7 +21,7 @@ use aya::{
     maps::{MapData, MapError, PerCpuArray},
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
 
 pub use self::{
@@ -196,10 +196,19 @@ pub struct Counter {
 impl Counter {
     /// Loads the programs and creates the maps. Nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, Error> {
+        let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
         // Before 5.11 maps count against the locked memory of the process. Where the limit cannot be
         // raised it may still suffice; if not, the load fails and says so.
-        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        let loaded = Self::load_unlimited(options);
+        if let (Ok((soft, hard)), Ok(())) = (limit, raised) {
+            // A measured command must not inherit it. Lowering is always permitted.
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
+        }
+        loaded
+    }
 
+    fn load_unlimited(options: &Options) -> Result<Self, Error> {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
         let mut ebpf = EbpfLoader::new()

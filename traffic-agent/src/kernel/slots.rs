@@ -43,9 +43,6 @@ pub struct SlotTables {
     _map: MapData,
 }
 
-// SAFETY: the shared memory is only accessed through atomics, and stays mapped as long as `self`.
-unsafe impl Send for SlotTables {}
-
 const MAPPED_BYTES: NonZeroUsize = NonZeroUsize::new(TABLES * TABLE_BYTES).expect("not zero");
 
 impl SlotTables {
@@ -114,18 +111,6 @@ impl SlotTables {
             .flat_map(|protocol| (1..=u16::MAX).map(move |port| ListeningPort { protocol, port }))
             .filter(|port| self.is_client_port(*port))
             .collect()
-    }
-
-    /// Gives an interface its slot before its first packet does.
-    pub fn claim_interface(&mut self, ifindex: u32) -> Result<(), Error> {
-        match u16::try_from(ifindex) {
-            Ok(number)
-                if self.entry(TABLE_INTERFACE, number).load(Ordering::Relaxed) == SLOT_NONE =>
-            {
-                self.claim(TABLE_INTERFACE, number)
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Returns who holds which slot: `(slot, owner)`.
