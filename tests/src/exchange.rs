@@ -65,3 +65,16 @@ fn connect(to: SocketAddr, protocol: i32) -> Result<TcpStream> {
     connect_to(&socket, to)?;
     Ok(TcpStream::from(socket))
 }
+
+/// A client of the lab's server: uploads, then downloads, so many bytes, and closes by halves.
+pub fn fetch(to: SocketAddr, upload: u64, download: u64) -> Result<()> {
+    let mut server = TcpStream::connect_timeout(&to, PATIENCE)?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    server.write_all(&upload.to_be_bytes())?;
+    server.write_all(&download.to_be_bytes())?;
+    std::io::copy(&mut std::io::repeat(7).take(upload), &mut server)?;
+    server.shutdown(Shutdown::Write)?;
+    let received = std::io::copy(&mut server, &mut std::io::sink())?;
+    ensure!(received == download, "{received} bytes of {download} came");
+    Ok(())
+}

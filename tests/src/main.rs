@@ -1,13 +1,17 @@
-//! What the tests start in counted cgroups: a role of the lab, or the socket factory.
+//! What the tests start in counted cgroups: a role of the lab, the socket factory, or a client.
 
-use anyhow::{Context, Result, bail};
-use traffic_tests::factory;
+use anyhow::{Result, bail};
+use traffic_tests::{exchange, factory};
 
 fn main() -> Result<()> {
     traffic_lab::role::run_from_environment();
-    let what = std::env::args().nth(1).context("what to do is missing")?;
-    match what.as_str() {
-        factory::ARGUMENT => factory::serve(),
-        other => bail!("{other:?} is nothing to do"),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [factory::ARGUMENT] => factory::serve(),
+        ["fetch", to, upload, download] => {
+            exchange::fetch(to.parse()?, upload.parse()?, download.parse()?)
+        }
+        _ => bail!("{arguments:?} is nothing to do"),
     }
 }
