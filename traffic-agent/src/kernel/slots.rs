@@ -43,6 +43,9 @@ pub struct SlotTables {
     _map: MapData,
 }
 
+// SAFETY: the shared memory is only accessed through atomics, and stays mapped as long as `self`.
+unsafe impl Send for SlotTables {}
+
 const MAPPED_BYTES: NonZeroUsize = NonZeroUsize::new(TABLES * TABLE_BYTES).expect("not zero");
 
 impl SlotTables {

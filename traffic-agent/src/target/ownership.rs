@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::known;
 use super::processes::{self, Process};
-use super::sockets::{Socket, State, Which};
-use super::{Cgroup, Error, Host, Survey, Value};
+use super::sockets::{Socket, State};
+use super::{Error, Host, Survey, Value};
 use crate::report::{Finding, Protocol, Severity};
 
 /// How many ports a message lists before it only counts them.
@@ -21,19 +21,6 @@ pub fn audit(host: &Host, survey: &Survey, selectors: &[Value]) -> Result<Vec<Fi
     findings.extend(shared(survey, selectors));
     findings.extend(shared_from_outside(survey, &outsiders(host, survey)?));
     findings.extend(limited(survey));
-    Ok(findings)
-}
-
-/// Audits single processes, wherever they are, against the counted cgroups: which of their sockets
-/// are not counted.
-pub fn audit_processes(
-    host: &Host,
-    cgroups: &[Cgroup],
-    pids: &[i32],
-) -> Result<Vec<Finding>, Error> {
-    let survey = Survey::of_processes(host, cgroups, pids, Which::All)?;
-    let mut findings = not_owned(&survey, &owners(host, &survey)?);
-    findings.extend(limited(&survey));
     Ok(findings)
 }
 

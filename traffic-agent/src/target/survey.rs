@@ -12,7 +12,7 @@ use super::processes::{self, Process};
 use super::sockets::{self, Socket, Which};
 use super::{Cgroup, Error, Host};
 use crate::netns::{self, NetNs};
-use crate::report::{Finding, ProcessReport, Severity};
+use crate::report::{Finding, Severity};
 
 /// A network namespace of the target, as it was seen.
 #[derive(Clone, Debug)]
@@ -59,16 +59,6 @@ impl Survey {
             anchors.extend(pids.into_iter().map(|pid| (pid, index)));
         }
         Self::look(host, cgroups, anchors, which)
-    }
-
-    /// Looks at the given processes, wherever they are, against the given cgroups.
-    pub fn of_processes(
-        host: &Host,
-        cgroups: &[Cgroup],
-        pids: &[i32],
-        which: Which,
-    ) -> Result<Self, Error> {
-        Self::look(host, cgroups, pids.iter().map(|&pid| (pid, 0)).collect(), which)
     }
 
     fn look(
@@ -125,11 +115,6 @@ impl Survey {
         Ok(())
     }
 
-    /// The processes, for the report.
-    pub fn process_reports(&self) -> Vec<ProcessReport> {
-        self.processes.iter().map(ProcessReport::from).collect()
-    }
-
     /// Opens the namespace in which interface names are to be looked up.
     pub fn network(&self, host: &Host) -> Result<NetNs, Error> {
         let pid = self.namespaces.first().and_then(|namespace| namespace.pid);
@@ -162,11 +147,6 @@ impl Survey {
             (socket, self.holders(socket).map(|process| process.name.clone()).collect())
         });
         ports::collect(named, filter)
-    }
-
-    /// Ids of the cgroups and of everything below them.
-    pub fn owned_ids(&self) -> BTreeSet<u64> {
-        self.owned.keys().copied().collect()
     }
 }
 
