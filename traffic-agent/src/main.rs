@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Err(error) if commands::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             commands::complain(&error);
-            ExitCode::FAILURE
+            ExitCode::from(commands::exit_code(&error) as u8)
         }
     }
 }

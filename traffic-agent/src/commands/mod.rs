@@ -15,13 +15,24 @@ pub use output::{complain, is_closed_pipe};
 
 use crate::cli::{Cli, Command};
 use crate::method::classic;
+use crate::target;
 
 /// Exit status: done.
 pub const DONE: i32 = 0;
 /// Exit status: failed.
 pub const FAILED: i32 = 1;
+/// Exit status: wrong usage, as clap has it.
+pub const WRONG_USAGE: i32 = 2;
 /// Exit status: done, but incomplete, and `--strict` was given.
 pub const INCOMPLETE: i32 = 3;
+
+/// Returns the exit status that stands for an error: some words are only understood here, behind clap.
+pub fn exit_code(error: &anyhow::Error) -> i32 {
+    let is_usage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<target::ports::ParseError>() || cause.is::<target::selector::ParseError>()
+    };
+    if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
+}
 
 /// Runs a command; returns the exit status.
 pub fn run(command: Command) -> Result<i32> {
