@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -39,6 +40,7 @@ pub fn program() -> Result<PathBuf> {
 pub struct Desk {
     cgroup: CountedCgroup,
     directory: TempDir,
+    program: PathBuf,
 }
 
 impl Desk {
@@ -48,7 +50,19 @@ impl Desk {
         Ok(Self {
             cgroup: CountedCgroup::new("agent")?,
             directory: TempDir::with_prefix("ta-test-")?,
+            program: program()?,
         })
+    }
+
+    /// The same with a copy of the agent that every user can execute: the checkout may be root's own.
+    pub fn for_everybody() -> Result<Self> {
+        let mut desk = Self::new()?;
+        fs::set_permissions(desk.directory.path(), fs::Permissions::from_mode(0o755))?;
+        let copy = desk.file("traffic-agent");
+        fs::copy(&desk.program, &copy)?;
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        desk.program = copy;
+        Ok(desk)
     }
 
     /// A file in the directory.
@@ -64,7 +78,7 @@ impl Desk {
         prepare: impl FnOnce(&mut Command),
     ) -> Result<Running> {
         let (out, err) = (self.file("stdout"), self.file("stderr"));
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null());
         // Files, because a descendant that goes on would keep a pipe open.
         command.stdout(File::create(&out)?).stderr(File::create(&err)?);
@@ -217,6 +231,12 @@ impl Finished {
     /// The JSON on stdout.
     pub fn report(&self) -> Result<Report> {
         Report::parse(&self.stdout).with_context(|| format!("stderr: {}", self.stderr))
+    }
+
+    /// The last line of JSON on stdout: the report behind lines of intervals.
+    pub fn last_report(&self) -> Result<Report> {
+        let last = self.stdout.lines().last().unwrap_or_default();
+        Report::parse(last).with_context(|| format!("stderr: {}", self.stderr))
     }
 
     /// An error that says nothing of a panic, and these words.
