@@ -1,5 +1,6 @@
 use super::*;
 use crate::report::Family;
+use crate::target::Cgroup;
 use crate::target::survey::Namespace;
 
 const UNIT: &str = "/system.slice/x-ui.service";
