@@ -168,6 +168,26 @@ fn a_sub_cgroup_of_the_command_is_removed_too() -> Result<()> {
 }
 
 #[test]
+fn what_a_killed_agent_leaves_is_removed_by_the_next() -> Result<()> {
+    let desk = Desk::new()?;
+    let script = "echo $$; exec sleep 60";
+    let mut running = desk.start_exec(&[], ["sh", "-c", script], None, |_| ())?;
+    running.wait_for_output("\n")?;
+    running.signal(Signal::SIGKILL)?;
+    let killed = running.finish()?;
+    assert_eq!(killed.status.code(), None);
+    // The command goes on where it was, which nobody removes under it.
+    desk.exec_shell(&[], "true")?;
+    let command = nix::unistd::Pid::from_raw(killed.stdout.trim().parse()?);
+    nix::sys::signal::kill(command, Signal::SIGKILL).context("it does not go on")?;
+    // Its parent is init now, which reaps it when it likes.
+    thread::sleep(Duration::from_millis(200));
+    desk.exec_shell(&[], "true")?;
+    desk.assert_nothing_left();
+    Ok(())
+}
+
+#[test]
 fn a_download_equals_the_capture() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let server = site.server()?;
