@@ -135,7 +135,18 @@ impl<'h> Comparison<'h> {
         report.findings.extend(loopback_finding(&report.cells, &client));
         let used_rules = by_rules.and(rules.as_ref().ok());
         let left_out = ports_left_out(&report.cells, &self.options, &ports, used_rules);
-        report.findings.extend(not_all_ports(&left_out));
+        // Rules for one direction, as the published recipe has them: its estimate is theirs.
+        let one_way = match (&rules, by_rules) {
+            (Ok(measured), None) => {
+                [measured.bytes(Direction::Ingress), measured.bytes(Direction::Egress)]
+            }
+            _ => [None, None],
+        };
+        let without_rule = match one_way {
+            [None, None] => left_out.clone(),
+            _ => ports_left_out(&report.cells, &self.options, &ports, rules.as_ref().ok()),
+        };
+        report.findings.extend(not_all_ports(&without_rule));
 
         let (source, seen) = match by_rules {
             Some(bytes) => ("iptables-port", bytes),
@@ -143,6 +154,15 @@ impl<'h> Comparison<'h> {
         };
         let comparable = left_out.is_empty().then_some(report.total_wire_bytes);
         report.estimates = estimate::estimates(source, seen, comparable);
+        let comparable = without_rule.is_empty().then_some(report.total_wire_bytes);
+        // `in-x2` and `out-x2`, in this order, are made of one direction each.
+        for (recipe, bytes) in one_way.into_iter().enumerate() {
+            if let Some(bytes) = bytes {
+                let port = PortBytes { ingress: bytes, egress: bytes };
+                report.estimates[recipe] =
+                    estimate::estimates("iptables-port", port, comparable).swap_remove(recipe);
+            }
+        }
         report.capture_rates = estimate::capture_rates(source, seen, "exact", exact).to_vec();
         if let (Some(ingress), Some(egress)) =
             (interface_row.ingress_bytes, interface_row.egress_bytes)

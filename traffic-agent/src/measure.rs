@@ -284,8 +284,11 @@ impl<'h> Measurement<'h> {
             }
         }
         if !alive.is_empty() {
-            let survey = Survey::take(self.host, &alive, Which::All)
+            let mut survey = Survey::take(self.host, &alive, Which::All)
                 .context("cannot audit who owns the sockets")?;
+            for id in &self.owned {
+                survey.owned.entry(*id).or_insert(0);
+            }
             // Several namespaces are reported from what was seen all along.
             let seen =
                 survey.findings.iter().filter(|finding| finding.code != "several-namespaces");

@@ -36,9 +36,10 @@ impl Arrived {
         !matches!(self.signal, Signal::SIGUSR1 | Signal::SIGUSR2)
     }
 
-    /// Sends it on to a child, unless the terminal has done so. A child that has ended needs none.
+    /// Sends it on to a child, unless the terminal has done so: of a hang-up it tells only the leader of
+    /// the session. A child that has ended needs none.
     pub fn pass_on(self, child: u32) {
-        if !self.from_terminal {
+        if !self.from_terminal || self.signal == Signal::SIGHUP {
             let _ = kill(Pid::from_raw(child as i32), self.signal);
         }
     }

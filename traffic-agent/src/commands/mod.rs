@@ -42,7 +42,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Classic { port } => {
-            println!("{}", classic::run(port)?);
+            writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
         Command::Completions { shell } => {
