@@ -3,13 +3,14 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -87,6 +88,16 @@ impl Desk {
         if let Some(namespace) = namespace {
             namespace.command_in(&mut command)?;
         }
+        // A shell that runs the tests in the background has these ignored, and so would the command.
+        let heed = || {
+            for heeded in [Signal::SIGINT, Signal::SIGQUIT] {
+                // SAFETY: the default disposition refers to no handler.
+                unsafe { signal(heeded, SigHandler::SigDfl) }?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(heed) };
         let child = command.spawn().context("cannot start traffic-agent")?;
         Ok(Running { child, out, err })
     }
