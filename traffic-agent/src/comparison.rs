@@ -67,9 +67,8 @@ impl<'h> Comparison<'h> {
     /// Follows the target, and with it the rules that were added.
     pub fn follow(&mut self) {
         self.measurement.follow_or_note();
-        let ports = estimate_ports(&mut self.measurement, &self.options);
         if let Some(added) = &mut self.added {
-            for port in ports {
+            for port in estimate_ports(&mut self.measurement, &self.options) {
                 if let Err(error) = added.ensure(port) {
                     self.measurement.note_once("rules-not-added", &error);
                 }

@@ -9,7 +9,6 @@ use jiff::ZonedDateTime;
 use super::output::{self, Sink};
 use super::subject::{self, Subject};
 use super::{DONE, INCOMPLETE};
-use crate::child;
 use crate::cli::Compare;
 use crate::comparison::{self, Comparison};
 use crate::measure::{Measurement, Plan};
@@ -27,11 +26,7 @@ pub async fn run(args: Compare) -> Result<i32> {
     let runs_command = !args.command.is_empty();
     match measured(args).await {
         Ok(code) => Ok(code),
-        Err(error) if runs_command => {
-            let code = error.downcast_ref::<child::Error>().map(child::Error::exit_code);
-            output::complain(&error);
-            Ok(code.unwrap_or(child::AGENT_FAILED))
-        }
+        Err(error) if runs_command => Ok(output::code_without_status(&error)),
         Err(error) => Err(error),
     }
 }

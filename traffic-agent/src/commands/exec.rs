@@ -6,7 +6,6 @@ use jiff::ZonedDateTime;
 use super::output::{self, Sink};
 use super::subject::{self, Subject};
 use super::{DONE, INCOMPLETE};
-use crate::child;
 use crate::cli::Exec;
 use crate::measure::Measurement;
 use crate::report::{FORMAT, Interval, Report, TargetReport};
@@ -18,11 +17,7 @@ use crate::units::{Units, format_bytes};
 pub async fn run(args: Exec) -> Result<i32> {
     match measured(args).await {
         Ok(code) => Ok(code),
-        Err(error) => {
-            let code = error.downcast_ref::<child::Error>().map(child::Error::exit_code);
-            output::complain(&error);
-            Ok(code.unwrap_or(child::AGENT_FAILED))
-        }
+        Err(error) => Ok(output::code_without_status(&error)),
     }
 }
 

@@ -130,6 +130,12 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
+/// The exit status when a command has not ended, or never begun: the one that says why.
+pub fn code_without_status(error: &anyhow::Error) -> i32 {
+    complain(error);
+    error.downcast_ref::<child::Error>().map_or(child::AGENT_FAILED, child::Error::exit_code)
+}
+
 /// The exit status when a command has ended, and what came after it: its own, whatever became of the
 /// report, unless it was 0 and there is none.
 pub fn code_after(status: ExitStatus, reported: Result<i32>) -> i32 {
