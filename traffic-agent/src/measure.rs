@@ -358,6 +358,21 @@ impl<'h> Measurement<'h> {
                 incomplete: false,
             });
         }
+        let cookies = self.networks.cookies_sent();
+        if cookies > 0 {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                code: "syn-cookies",
+                message: format!(
+                    "the kernel answered {cookies} SYNs with a cookie: these answers have no socket and are \
+                     not counted, 60 bytes each on IPv4, 80 on IPv6"
+                ),
+                remedy: "more connections came than the listener's queue holds: a flood, or a queue that \
+                         is too short (net.core.somaxconn)"
+                    .to_owned(),
+                incomplete: true,
+            });
+        }
         let missed = self.counter.missed().unwrap_or(0);
         if missed > 0 {
             findings.push(Finding {
@@ -424,24 +439,13 @@ fn not_answered(reason: &Unavailable) -> Finding {
         code: "kernel-answers-not-counted",
         message: format!(
             "packets that the kernel exchanges without the target's socket are not counted: {}",
-            chain(reason)
+            reason.with_causes()
         ),
         remedy: "late packets of connections that the proxy closed first: 104 bytes each on IPv4, 144 on \
                  IPv6; up to 0.04 % of short connections was measured, and nothing of bulk traffic"
             .to_owned(),
         incomplete: false,
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
