@@ -12,7 +12,7 @@ use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Finding, ProcessReport, Scope, Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Finding, ProcessReport, Scope, Severity, TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -234,6 +234,14 @@ impl<'h> Measurement<'h> {
             findings.push(no_traffic());
         }
         let totals = ledger::totals(&cells);
+        let counters = end.cells.iter().copied().map(Counters::from);
+        let scopes = [totals.billed, totals.unbilled, totals.loopback];
+        let sums = scopes.iter().flat_map(|scope| [scope.ingress, scope.egress]);
+        if counters.chain(sums).any(|counters| counters.at_limit())
+            || totals.billed.wire_bytes() == u64::MAX
+        {
+            findings.push(at_limit("counters", true));
+        }
         // Ports beyond the table are summed in a row without a number: as rows of their own they would
         // seem to have had no traffic.
         let listening = self.client_ports();
@@ -388,6 +396,21 @@ fn cgroup_gone(cgroup: &Cgroup) -> Finding {
         ),
         remedy: "the service was restarted or stopped; measure again".to_owned(),
         incomplete: true,
+    }
+}
+
+/// Sums that do not fit: no figure is ever smaller than before, or a panic, because of that.
+pub fn at_limit(what: &str, incomplete: bool) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        code: "at-limit",
+        message: format!(
+            "{what} have reached {}, the largest that there is: they are at least that, and what is \
+             made of them means nothing",
+            u64::MAX
+        ),
+        remedy: "measure for a shorter time".to_owned(),
+        incomplete,
     }
 }
 
