@@ -8,6 +8,7 @@
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`contention`]: all that can interrupt an add, on one CPU.
+//! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -18,6 +19,7 @@ pub mod figures;
 pub mod options;
 pub mod proxies;
 pub mod rules;
+pub mod seed;
 pub mod site;
 
 use std::env;
