@@ -12,7 +12,8 @@ use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Counters, Finding, ProcessReport, Scope, Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Finding, ProcessReport, Protocol, Scope, Severity,
+    TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -143,13 +144,30 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
-        if !unused.is_empty() {
-            // Nobody listens there any more; its connections may still be going on.
-            let sockets = self.networks.sockets(Which::All, &self.owned)?;
-            for port in unused {
-                if !sockets.iter().any(|socket| network::uses_port(socket, port)) {
-                    self.counter.slots().release_port(port);
-                }
+        if unused.is_empty() { Ok(()) } else { self.release(unused) }
+    }
+
+    /// Takes ports on which nobody listens any more out of the client leg, unless their connections
+    /// are still going on.
+    fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {
+        let sockets = self.networks.sockets(Which::All, &self.owned)?;
+        unused.retain(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)));
+        for port in &unused {
+            self.counter.slots().release_port(*port);
+        }
+        if unused.is_empty() {
+            return Ok(());
+        }
+        // The program notices who opens one of them from here on; for who did so since the look above
+        // it was still taken.
+        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
+        for port in unused {
+            let opened = sockets.iter().any(|socket| {
+                network::uses_port(socket, port)
+                    && (port.protocol == Protocol::Udp || network::listens(socket))
+            });
+            if opened {
+                self.counter.slots().claim_port(port)?;
             }
         }
         Ok(())
