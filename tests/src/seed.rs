@@ -7,10 +7,13 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use traffic_ebpf::{Cell, InterfaceCells, TABLE_INTERFACE, owner_parts, slot_key, slot_owner};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use traffic_ebpf::{
+    ANSWERED_SEEN, Cell, INTERFACE_SLOTS, InterfaceCells, TABLE_INTERFACE, owner_parts, slot_key,
+    slot_owner,
+};
 
-/// An element of the map `CELLS`; a type of our own, so that it can be aya's `Pod`.
+/// An element of the maps `CELLS` and `ANSWERED`; a type of our own, so that it can be aya's `Pod`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Element(InterfaceCells);
@@ -21,14 +24,18 @@ unsafe impl Pod for Element {}
 /// The maps of one agent with one target.
 pub struct Seeds {
     cells: PerCpuArray<MapData, Element>,
+    answered: Array<MapData, Element>,
     owners: HashMap<MapData, u32, u32>,
 }
 
 impl Seeds {
     /// Opens the maps of a process.
     pub fn of(pid: u32) -> Result<Self> {
-        let cells = PerCpuArray::try_from(open(pid, "CELLS")?)?;
-        Ok(Self { cells, owners: HashMap::try_from(open(pid, "SLOT_OWNERS")?)? })
+        Ok(Self {
+            cells: PerCpuArray::try_from(open(pid, "CELLS")?)?,
+            answered: Array::try_from(open(pid, "ANSWERED")?)?,
+            owners: HashMap::try_from(open(pid, "SLOT_OWNERS")?)?,
+        })
     }
 
     /// The slot that a port has claimed.
@@ -47,7 +54,7 @@ impl Seeds {
         Ok(self.owners.insert(slot_key(TABLE_INTERFACE, slot), owner, 1)?)
     }
 
-    /// Counts in one cell: as much on each CPU as is said of it, nothing on the others.
+    /// Counts in one cell of the hook: as much on each CPU as is said of it, nothing on the others.
     pub fn count(&mut self, interface_slot: u8, index: usize, per_cpu: &[Cell]) -> Result<()> {
         let slot = u32::from(interface_slot);
         let mut elements: Vec<Element> = self.cells.get(&slot, 0)?.to_vec();
@@ -57,6 +64,16 @@ impl Seeds {
             cells[index] = *added;
         }
         Ok(self.cells.set(slot, PerCpuValues::try_from(elements)?, 0)?)
+    }
+
+    /// The same in a cell of what the kernel exchanged without a socket, and a tracepoint showed: all
+    /// CPUs share it.
+    pub fn count_answered(&mut self, interface_slot: u8, index: usize, added: Cell) -> Result<()> {
+        let element = u32::try_from(ANSWERED_SEEN * INTERFACE_SLOTS)? + u32::from(interface_slot);
+        let Element(mut cells) = self.answered.get(&element, 0)?;
+        ensure!(cells[index] == Cell::default(), "something was counted there already");
+        cells[index] = added;
+        Ok(self.answered.set(element, Element(cells), 0)?)
     }
 }
 

@@ -28,6 +28,12 @@ const BYTES: usize = 1;
 
 type Figures = [u64; 6];
 
+/// The coordinates of a cell in JSON and CSV.
+const COORDINATES: [&str; 8] =
+    ["interface", "scope", "direction", "leg", "protocol", "port", "family", "origin"];
+
+type Words = [&'static str; 8];
+
 /// What is put into the maps: where it stands, what it is called, and how much on the first CPU.
 struct Seed {
     interface_slot: u8,
@@ -35,6 +41,7 @@ struct Seed {
     port: Port,
     family: u32,
     scope: &'static str,
+    origin: &'static str,
     first_cpu: Figures,
 }
 
@@ -47,8 +54,8 @@ enum Port {
 }
 
 impl Seed {
-    /// Coordinates as JSON and CSV have them: interface, scope, direction, leg, protocol, port, family.
-    fn words(&self) -> [&'static str; 7] {
+    /// Coordinates as JSON and CSV have them: [`COORDINATES`].
+    fn words(&self) -> Words {
         let interface = match self.interface_slot {
             INTERFACE_SLOT_LOOPBACK => "lo",
             INTERFACE_SLOT_OTHER => "other",
@@ -64,12 +71,15 @@ impl Seed {
         };
         let direction = if self.direction == INGRESS { "ingress" } else { "egress" };
         let family = if self.family == IPV4 { "ipv4" } else { "ipv6" };
-        [interface, self.scope, direction, leg, protocol, port, family]
+        [interface, self.scope, direction, leg, protocol, port, family, self.origin]
     }
 
     /// What each CPU has counted: an even number more than 2^32 on all but the first, so that what is
-    /// odd stays odd.
+    /// odd stays odd. Where a packet had no socket, all CPUs share a counter.
     fn per_cpu(&self) -> Result<Vec<Figures>> {
+        if self.origin == "kernel" {
+            return Ok(vec![self.first_cpu]);
+        }
         let other = |cpu: usize| [(1 << 32) + 2 * cpu as u64; 6];
         Ok((0..cpus()?).map(|cpu| if cpu == 0 { self.first_cpu } else { other(cpu) }).collect())
     }
@@ -92,13 +102,14 @@ fn beyond_floats(number: u64) -> Figures {
 const TCP_443: Port = Port::Listening(TABLE_TCP, 443);
 
 /// A cell of each kind. The first is written last.
-fn seeds() -> [Seed; 6] {
+fn seeds() -> [Seed; 7] {
     let seed = |number, interface_slot, direction, port, family, scope| Seed {
         interface_slot,
         direction,
         port,
         family,
         scope,
+        origin: "socket",
         first_cpu: beyond_floats(number),
     };
     let udp_53 = Port::Listening(TABLE_UDP, 53);
@@ -109,6 +120,10 @@ fn seeds() -> [Seed; 6] {
         seed(4, 2, INGRESS, Port::Slot(PORT_SLOT_UPSTREAM_TCP), IPV6, "unbilled"),
         seed(5, INTERFACE_SLOT_LOOPBACK, INGRESS, udp_53, IPV4, "loopback"),
         seed(6, INTERFACE_SLOT_OTHER, EGRESS, Port::Slot(PORT_SLOT_CLIENT_TCP), IPV6, "billed"),
+        Seed {
+            origin: "kernel",
+            ..seed(7, 1, EGRESS, Port::Slot(PORT_SLOT_UPSTREAM_TCP), IPV4, "billed")
+        },
     ]
 }
 
@@ -141,13 +156,16 @@ fn plant(running: &Running, site: &Site, seeds: &[Seed]) -> Result<()> {
             )
             .collect();
         let index = cell_index(seed.direction, port_slot.into(), seed.family);
-        maps.count(seed.interface_slot, index, &per_cpu)?;
+        match seed.origin {
+            "socket" => maps.count(seed.interface_slot, index, &per_cpu)?,
+            _ => maps.count_answered(seed.interface_slot, index, per_cpu[0])?,
+        }
     }
     Ok(())
 }
 
 /// The sum of the seeds that `keep` selects.
-fn sum(seeds: &[Seed], keep: impl Fn(&[&str; 7]) -> bool) -> Result<Figures> {
+fn sum(seeds: &[Seed], keep: impl Fn(&Words) -> bool) -> Result<Figures> {
     let kept = seeds.iter().filter(|seed| keep(&seed.words()));
     kept.map(Seed::sum).try_fold([0; 6], |sum, figures| Ok(added(sum, figures?)))
 }
@@ -217,15 +235,15 @@ fn check_target(target: &Value, seeds: &[Seed]) -> Result<()> {
     assert_eq!(cells.len(), seeds.len());
     let mut named = BTreeMap::new();
     for cell in cells {
-        let word = |key: &str| cell[key].as_str().unwrap_or_default().to_owned();
-        let port = cell["port"].as_u64().map(|port| port.to_string()).unwrap_or_default();
-        let words = ["interface", "scope", "direction", "leg", "protocol"].map(word);
-        named.insert((words, port, word("family")), figures(cell)?);
+        let word = |key: &str| match &cell[key] {
+            Value::String(word) => word.clone(),
+            Value::Null => String::new(),
+            number => number.to_string(),
+        };
+        named.insert(COORDINATES.map(word), figures(cell)?);
     }
     for seed in seeds {
-        let [interface, scope, direction, leg, protocol, port, family] = seed.words();
-        let words = [interface, scope, direction, leg, protocol].map(str::to_owned);
-        let cell = named.get(&(words, port.to_owned(), family.to_owned()));
+        let cell = named.get(&seed.words().map(str::to_owned));
         assert_eq!(cell, Some(&seed.sum()?), "{:?} in {named:?}", seed.words());
     }
     Ok(())
@@ -324,14 +342,13 @@ fn csv_keeps_every_byte_beyond_2_to_the_53() -> Result<()> {
     for row in of_kind("port") {
         let (direction, port) = (row["direction"].as_str(), row["port"].as_str());
         let wanted =
-            |words: &[&str; 7]| words[2] == direction && words[3] == "client" && words[5] == port;
+            |words: &Words| words[2] == direction && words[3] == "client" && words[5] == port;
         assert_eq!(counted(row)?, sum(&seeds, wanted)?, "{row:?}");
     }
     assert_eq!(of_kind("cell").count(), seeds.len());
     for seed in &seeds {
-        let columns = ["interface", "scope", "direction", "leg", "protocol", "port", "family"];
         let mut cells = of_kind("cell");
-        let row = cells.find(|row| columns.map(|column| row[column].as_str()) == seed.words());
+        let row = cells.find(|row| COORDINATES.map(|column| row[column].as_str()) == seed.words());
         assert_eq!(counted(row.context("no such cell")?)?, seed.sum()?);
     }
     for direction in ["ingress", "egress"] {
@@ -412,6 +429,7 @@ fn beyond_a_u64() -> [Seed; 2] {
         port: TCP_443,
         family: IPV4,
         scope: "billed",
+        origin: "socket",
         first_cpu: [(1 << 63) + more; 6],
     })
 }
