@@ -7,15 +7,19 @@
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`contention`]: all that can interrupt an add, on one CPU.
+//! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod contention;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
 pub mod options;
 pub mod proxies;
 pub mod rules;
+pub mod seed;
 pub mod site;
 
 use std::env;

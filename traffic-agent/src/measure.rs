@@ -12,7 +12,8 @@ use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Directions, Finding, ProcessReport, Scope, Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Directions, Finding, ProcessReport, Protocol, Scope,
+    Severity, TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -148,13 +149,30 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
-        if !unused.is_empty() {
-            // Nobody listens there any more; its connections may still be going on.
-            let sockets = self.networks.sockets(Which::All, &self.owned)?;
-            for port in unused {
-                if !sockets.iter().any(|socket| network::uses_port(socket, port)) {
-                    self.counter.slots().release_port(port);
-                }
+        if unused.is_empty() { Ok(()) } else { self.release(unused) }
+    }
+
+    /// Takes ports on which nobody listens any more out of the client leg, unless their connections
+    /// are still going on.
+    fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {
+        let sockets = self.networks.sockets(Which::All, &self.owned)?;
+        unused.retain(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)));
+        for port in &unused {
+            self.counter.slots().release_port(*port);
+        }
+        if unused.is_empty() {
+            return Ok(());
+        }
+        // The program notices who opens one of them from here on; for who did so since the look above
+        // it was still taken.
+        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
+        for port in unused {
+            let opened = sockets.iter().any(|socket| {
+                network::uses_port(socket, port)
+                    && (port.protocol == Protocol::Udp || network::listens(socket))
+            });
+            if opened {
+                self.counter.slots().claim_port(port)?;
             }
         }
         Ok(())
@@ -252,6 +270,14 @@ impl<'h> Measurement<'h> {
             findings.push(no_traffic());
         }
         let totals = ledger::totals(&cells);
+        let counters = end.cells.iter().copied().map(Counters::from);
+        let scopes = [totals.billed, totals.unbilled, totals.loopback];
+        let sums = scopes.iter().flat_map(|scope| [scope.ingress, scope.egress]);
+        if counters.chain(sums).any(|counters| counters.at_limit())
+            || totals.billed.wire_bytes() == u64::MAX
+        {
+            findings.push(at_limit("counters", true));
+        }
         // Ports beyond the table are summed in a row without a number: as rows of their own they would
         // seem to have had no traffic.
         let listening = self.client_ports();
@@ -481,6 +507,21 @@ fn cgroup_gone(cgroup: &Cgroup) -> Finding {
         ),
         remedy: "the service was restarted or stopped; measure again".to_owned(),
         incomplete: true,
+    }
+}
+
+/// Sums that do not fit: no figure is ever smaller than before, or a panic, because of that.
+pub fn at_limit(what: &str, incomplete: bool) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        code: "at-limit",
+        message: format!(
+            "{what} have reached {}, the largest that there is: they are at least that, and what is \
+             made of them means nothing",
+            u64::MAX
+        ),
+        remedy: "measure for a shorter time".to_owned(),
+        incomplete,
     }
 }
 
