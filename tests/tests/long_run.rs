@@ -4,6 +4,9 @@
 //! Nobody can send that much, so it is put into the maps of an agent that runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -13,9 +16,10 @@ use traffic_ebpf::{
     PORT_SLOT_CLIENT_TCP, PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, TABLE_TCP, TABLE_UDP,
     cell_index,
 };
-use traffic_lab::Stack;
-use traffic_lab::topology::{CLIENT_DEVICE, UPSTREAM_DEVICE};
+use traffic_lab::topology::{CLIENT_DEVICE, UPSTREAM_DEVICE, addresses};
+use traffic_lab::{Stack, packet};
 use traffic_tests::agent::{Desk, Report, Running};
+use traffic_tests::rules;
 use traffic_tests::seed::{Seeds, cpus};
 use traffic_tests::site::Site;
 
@@ -90,8 +94,9 @@ impl Seed {
     }
 }
 
+/// A sum that does not fit stands at the limit.
 fn added(one: Figures, other: Figures) -> Figures {
-    std::array::from_fn(|index| one[index] + other[index])
+    std::array::from_fn(|index| one[index].saturating_add(other[index]))
 }
 
 /// Six figures that no float can hold, others for each number.
@@ -477,6 +482,79 @@ fn sums_beyond_a_u64_stand_at_the_limit_and_are_not_complete() -> Result<()> {
             }
             "csv" => assert!(output.lines().last().is_some_and(|row| row.contains(",false,"))),
             _ => assert!(output.contains("counters have reached"), "{output}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sum_over_cpus_beyond_a_u64_stands_at_the_limit() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let [ingress, _] = beyond_a_u64();
+    // Full on the first CPU, and something on the others.
+    let seeds = [Seed { first_cpu: [u64::MAX; 6], ..ingress }];
+    let output = run(&site, "json", &seeds, &format!("\"total_wire_bytes\":{}}}", u64::MAX))?;
+    let report = Report::parse(output.lines().last().context("no report")?)?;
+    let cell = &report.target()["cells"][0];
+    assert_eq!(figures(cell)?, [u64::MAX; 6]);
+    assert_eq!(figures(&report.target()["totals"]["billed"]["ingress"])?, [u64::MAX; 6]);
+    assert_eq!(report.target()["complete"], false);
+    report.message("at-limit").map(drop)
+}
+
+/// What the rules have counted before, so that a float would see steps of 256 bytes.
+const BEFORE: u64 = (1 << 60) + 1;
+const UDP_PORT: u16 = 8443;
+
+/// Rules of nft for the port, whose counters are large already.
+fn nft_rules() -> String {
+    let counter = format!("counter packets {BEFORE} bytes {BEFORE}");
+    format!(
+        "table inet long {{ chain in {{ type filter hook input priority 0; \
+         udp dport {UDP_PORT} {counter}; }}; chain out {{ type filter hook output priority 0; \
+         udp sport {UDP_PORT} {counter}; }}; }}"
+    )
+}
+
+#[test]
+fn rules_that_have_counted_for_years_gain_what_the_hook_counts() -> Result<()> {
+    for backend in ["iptables", "nft"] {
+        let site = Site::new(Stack::GsoGro)?;
+        if backend == "nft" {
+            let mut nft = Command::new("nft");
+            let status = site.lab.proxy.command_in(nft.arg(nft_rules()))?.status();
+            ensure!(status.context("cannot run nft")?.success(), "{}", nft_rules());
+        } else {
+            for rule in ["INPUT -p udp --dport", "OUTPUT -p udp --sport"] {
+                let rule = format!("{rule} {UDP_PORT} -c {BEFORE} {BEFORE}");
+                rules::add(&site.lab.proxy, packet::Family::Ipv4, &rule)?;
+            }
+        }
+        let address = (addresses(packet::Family::Ipv4).proxy_client, UDP_PORT).into();
+        let server = site.factory.udp(address)?;
+        let desk = Desk::new()?;
+        let mut running = desk.start(compare(&site, "json"), None, |_| ())?;
+        running.wait_for_output("ingress")?;
+        site.lab.client.run_in(|| -> Result<()> {
+            let client = UdpSocket::bind("0.0.0.0:0")?;
+            for socket in [&client, &server] {
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            }
+            for _ in 0..10 {
+                client.send_to(&[1; 101], address)?;
+                let (length, from) = server.recv_from(&mut [0; 200])?;
+                server.send_to(&[2; 200][..2 * length - 3], from)?;
+                client.recv(&mut [0; 200])?;
+            }
+            Ok(())
+        })??;
+        running.signal(Signal::SIGINT)?;
+        let report = running.finish()?.last_report()?;
+        // 101 and 199 bytes of payload behind 28 of headers.
+        for method in ["iptables-port", "hook-port"] {
+            let row = named(report.target(), "methods", method)?;
+            let read = ["ingress_bytes", "egress_bytes"].map(|key| row[key].as_u64());
+            assert_eq!(read, [Some(1290), Some(2270)], "{backend}: {row}");
         }
     }
     Ok(())
