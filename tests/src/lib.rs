@@ -9,6 +9,7 @@
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
+//! * [`years`]: what is put there, and what the agent should say.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -21,6 +22,7 @@ pub mod proxies;
 pub mod rules;
 pub mod seed;
 pub mod site;
+pub mod years;
 
 use std::env;
 use std::path::{Path, PathBuf};

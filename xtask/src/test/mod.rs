@@ -237,6 +237,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_test_needs_is_made_only_if_the_filter_leaves_it() {
+        let filtered = |filter: &str| Options { filter: Some(filter.into()), ..Options::default() };
+        assert!(Options::default().runs(PLAIN_ADDS));
+        assert!(filtered("plain_adds").runs(PLAIN_ADDS));
+        assert!(!filtered("fifty_million").runs(PLAIN_ADDS));
+    }
+
+    #[test]
     fn end_to_end_tests_are_known_by_their_name() {
         let names = ["wire", "proxy_xray"];
         let parts = |kernel, end_to_end| Parts { unit: false, kernel, end_to_end };
