@@ -9,6 +9,8 @@
 pub mod answered;
 pub mod capture;
 pub mod cgroup;
+pub mod crafted;
+pub mod handmade;
 pub mod link;
 pub mod namespace;
 pub mod offload;

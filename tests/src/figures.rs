@@ -85,16 +85,26 @@ pub fn of_capture(trace: &LabTrace, listening: &[ListeningPort]) -> Books {
     let mut books = Books::new();
     for (leg, interface) in [(&trace.client, CLIENT_DEVICE), (&trace.upstream, UPSTREAM_DEVICE)] {
         for packet in &leg.trace.packets {
-            let figures = Figures {
-                wire_packets: 1,
-                wire_bytes: packet.headers.l3_bytes.into(),
-                payload_bytes: packet.headers.payload_bytes.into(),
-            };
-            let sum = books.entry(key(packet, interface, &listening)).or_default();
-            *sum = *sum + figures;
+            post(&mut books, packet, interface, &listening);
         }
     }
     books
+}
+
+/// Adds a captured packet to the books.
+pub fn post(
+    books: &mut Books,
+    packet: &Packet,
+    interface: &str,
+    listening: &BTreeSet<ListeningPort>,
+) {
+    let figures = Figures {
+        wire_packets: 1,
+        wire_bytes: packet.headers.l3_bytes.into(),
+        payload_bytes: packet.headers.payload_bytes.into(),
+    };
+    let sum = books.entry(key(packet, interface, listening)).or_default();
+    *sum = *sum + figures;
 }
 
 fn key(packet: &Packet, interface: &str, listening: &BTreeSet<ListeningPort>) -> Key {

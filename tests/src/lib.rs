@@ -7,6 +7,7 @@
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`unseen`]: classes of packets that no cgroup hook sees.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -17,6 +18,7 @@ pub mod options;
 pub mod proxies;
 pub mod rules;
 pub mod site;
+pub mod unseen;
 
 use std::env;
 use std::path::{Path, PathBuf};
