@@ -6,6 +6,10 @@
 //! bytes, a TCP header of 32 with timestamps, 40 in a SYN, and 20 in a reset without a socket.
 
 mod after_close;
+mod datagrams;
+mod exit;
+mod no_socket;
+mod on_the_way;
 
 use std::net::{TcpListener, TcpStream};
 use std::thread;
