@@ -22,7 +22,7 @@ use nix::sys::time::TimeVal;
 use crate::capture::bind_to_device;
 use crate::crafted::{self, Ends, Segment};
 use crate::namespace::Namespace;
-use crate::packet::{ACK, ETHERNET_HEADER, FIN, Family, Frame, Headers, SYN, parse};
+use crate::packet::{ACK, ETHERNET_HEADER, FIN, Family, Frame, Headers, RST, SYN, parse};
 use crate::topology::{FAR_DEVICE, Lab, addresses};
 
 /// A packet that takes longer never comes.
@@ -94,6 +94,13 @@ impl FarEnd {
         self.connection(port, proxy_port).segment(0, SYN, &[])
     }
 
+    /// Sends a reset that ends what a [`FarEnd::syn`] has begun.
+    pub fn reset(&self, port: u16, proxy_port: u16) -> Result<()> {
+        let mut connection = self.connection(port, proxy_port);
+        connection.next += 1;
+        connection.segment(0, RST, &[])
+    }
+
     /// Opens a connection to the proxy from a fresh port.
     pub fn connect(&self, proxy_port: u16) -> Result<Connection<'_>> {
         let mut connection = self.connection(self.fresh_port(), proxy_port);
@@ -124,6 +131,14 @@ impl FarEnd {
     /// Sends a datagram to the proxy.
     pub fn datagram(&self, port: u16, proxy_port: u16, payload: &[u8]) -> Result<()> {
         self.emit(&crafted::udp(self.ends(), port, proxy_port, payload))
+    }
+
+    /// Sends a datagram to the proxy that was spoiled on its way: its checksum is wrong.
+    pub fn spoiled_datagram(&self, port: u16, proxy_port: u16, payload: &[u8]) -> Result<()> {
+        let mut packet = crafted::udp(self.ends(), port, proxy_port, payload);
+        let last = packet.len() - 1;
+        packet[last] ^= 1;
+        self.emit(&packet)
     }
 
     /// Sends an echo request with 56 bytes, as `ping` does.
@@ -205,6 +220,17 @@ impl Connection<'_> {
     /// late. The connection goes on as if nothing had been.
     pub fn send_again(&self, back: u32, flags: u8, payload: &[u8]) -> Result<()> {
         self.segment(back, flags, payload)
+    }
+
+    /// Opens a connection between the same ports, while the proxy still remembers this one.
+    pub fn reopen(self) -> Result<Self> {
+        // Far beyond the old one's numbers, by which the proxy knows that it is new.
+        let next = self.next.wrapping_add(1_000_000);
+        let mut again = Self { next, expected: 0, ..self };
+        again.send(SYN, &[])?;
+        again.expect(SYN | ACK)?;
+        again.send(ACK, &[])?;
+        Ok(again)
     }
 
     /// Waits for a segment with these flags, and takes it: what is sent from now on acknowledges it.

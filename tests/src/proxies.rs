@@ -1,7 +1,7 @@
 //! One real proxy in the lab, measured by `traffic-agent compare` and held against what the far ends
 //! captured, and against real rules of the firewall.
 
-mod books;
+pub mod books;
 mod reading;
 
 use std::path::PathBuf;
@@ -26,6 +26,9 @@ const UPSTREAM_PORT: u16 = 8080;
 const TRIES: u32 = 3;
 /// How long a program that sets up a rule may take.
 const RULES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Connections at a time, at least: xray takes about a second to close one that it spliced.
+const PARALLEL: u32 = 40;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 const DOWNLOAD: Workload = Workload {
@@ -53,6 +56,27 @@ const SHORT: Workload = Workload {
 pub fn check(program: Program, protocol: Protocol) -> Result<()> {
     let scene = Scene::new(program, protocol)?;
     scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+}
+
+/// Drives the demo's four workloads through a real proxy and prints how much of each no hook saw: a row
+/// each of the table in `docs/accounting.md`. What that is must be whole packets of the classes.
+pub fn tell_unseen(program: Program, protocol: Protocol) -> Result<()> {
+    let scene = Scene::new(program, protocol)?;
+    let table = || -> Result<()> {
+        for workload in Workload::DEMO {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
+                let measured = scene.measure_until_clean(family, workload)?;
+                let client = scene.check_leg(&measured, Leg::Client)?;
+                let upstream = scene.check_leg(&measured, Leg::Upstream)?;
+                let who = format!("{program} {protocol}");
+                let captured = measured.trace.sum(Filter::all());
+                println!("{}", books::row(&who, &workload, family, captured, [&client, &upstream]));
+            }
+        }
+        Ok(())
+    };
+    table().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
 }
 
 /// Finds a program that `cargo xtask test` installs.

@@ -7,16 +7,22 @@ use std::ops::Add;
 
 use anyhow::{Result, bail};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
-use traffic_lab::packet::{Direction, Packet};
+use traffic_lab::packet::{Direction, Family, Packet};
+use traffic_lab::workload::Workload;
 use traffic_lab::{Filter, Sum, Trace};
 
 /// What the cells of one leg and direction say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counted {
+    /// As the hook saw them.
     pub packets: u64,
+    /// Their L3 length.
     pub bytes: u64,
+    /// As on the wire.
     pub wire_packets: u64,
+    /// Their L3 length.
     pub wire_bytes: u64,
+    /// Behind the transport header.
     pub payload_bytes: u64,
 }
 
@@ -37,7 +43,9 @@ impl Add for Counted {
 /// Packets of a direction that passed no hook.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Named {
+    /// How many.
     pub packets: u64,
+    /// Their L3 length.
     pub bytes: u64,
 }
 
@@ -103,6 +111,29 @@ pub fn balance(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
         certain: [certain[0], certain[3]],
         fates,
     })
+}
+
+/// A row of the table that says how much of a workload no hook saw: packets and bytes of both legs, what
+/// that is of all bytes, and what became of them.
+pub fn row(
+    who: &str,
+    workload: &Workload,
+    family: Family,
+    captured: Sum,
+    legs: [&Account; 2],
+) -> String {
+    let unseen = legs.into_iter().flat_map(|account| account.named);
+    let (packets, bytes) = unseen
+        .fold((0, 0), |(packets, bytes), named| (packets + named.packets, bytes + named.bytes));
+    let [client, upstream] = legs;
+    format!(
+        "| {who} | {} | {family:?} | {} | {} | {packets} | {bytes} | {:.4} % | client: {client}; \
+         upstream: {upstream} |",
+        workload.name,
+        workload.connections,
+        captured.l3_bytes,
+        100.0 * bytes as f64 / captured.l3_bytes as f64
+    )
 }
 
 /// The classified packets, a line each, for an error's message.

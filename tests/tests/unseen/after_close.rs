@@ -74,6 +74,32 @@ fn everything_that_comes_into_time_wait_is_unseen_and_so_is_what_answers_it() ->
 }
 
 #[test]
+fn a_connection_that_takes_the_place_of_one_in_time_wait_is_seen_from_its_syn_on() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let listener = site.factory.tcp_listener(any(PORT))?;
+    for family in FAMILIES {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let (mut connection, stream) = connected(&far, &listener)?;
+        close(&mut connection, stream)?;
+        let closed = now();
+        connection.send(FIN | ACK, &[])?;
+        connection.expect(ACK)?;
+        let reopened = now();
+        let mut connection = connection.reopen()?;
+        drop(listener.accept()?);
+        connection.expect(FIN)?;
+        // With its acknowledgement, so the socket is still there.
+        connection.send(FIN | ACK, &[])?;
+        connection.expect(ACK)?;
+        let class = Class::of(|packet| (closed..reopened).contains(&packet.at_ns));
+        let pair = [segment(family, 0)];
+        class.ingress(pair).egress(pair).assert_in(&counting.finish()?, &[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
 fn data_after_the_close_is_unseen_its_size_and_a_reset_of_40_or_60_bytes() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let listener = site.factory.tcp_listener(any(PORT))?;

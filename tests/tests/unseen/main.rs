@@ -8,6 +8,7 @@
 mod after_close;
 mod datagrams;
 mod exit;
+mod frequency;
 mod no_socket;
 mod on_the_way;
 

@@ -80,6 +80,27 @@ fn an_answer_to_a_connection_that_the_proxy_gave_up_is_unseen_and_so_is_its_rese
 }
 
 #[test]
+fn a_connection_that_is_never_finished_is_seen_with_its_repeated_syn_ack() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let _listener = site.factory.tcp_listener(any(PORT))?;
+    for family in FAMILIES {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let from = far.fresh_port();
+        far.syn(from, PORT)?;
+        for _ in 0..2 {
+            far.receive(|headers| headers.tcp.is_some_and(|tcp| tcp.has(SYN | ACK)))?;
+        }
+        // Again, and then the kernel has nothing more to repeat.
+        far.syn(from, PORT)?;
+        far.receive(|headers| headers.tcp.is_some_and(|tcp| tcp.has(SYN | ACK)))?;
+        far.reset(from, PORT)?;
+        counting.finish()?.assert_books_equal_capture(&[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_syn_cookie_is_an_unseen_syn_ack_of_60_bytes_or_80_per_connection() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     site.lab.proxy.sysctl("ipv4/tcp_syncookies", "2")?;

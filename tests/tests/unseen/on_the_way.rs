@@ -54,6 +54,28 @@ fn further_fragments_are_unseen_headers_20_bytes_each_on_ipv4_and_104_for_two_on
 }
 
 #[test]
+fn a_spoiled_datagram_is_unseen_if_it_is_so_short_that_it_is_verified_at_once() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let socket = site.factory.udp(any(PORT))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    for family in FAMILIES {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let from = far.fresh_port();
+        // Behind the IP header 76 bytes (CHECKSUM_BREAK, include/linux/skbuff.h) are verified before
+        // the kernel looks for a socket, 77 when the socket is read. Both are dropped.
+        far.spoiled_datagram(from, PORT, &[7; 68])?;
+        far.spoiled_datagram(from, PORT, &[7; 69])?;
+        far.datagram(from, PORT, &[7; 50])?;
+        ensure!(socket.recv(&mut [0; 200])? == 50, "a spoiled one has come");
+        let class = Class::of(|packet| packet.headers.payload_bytes == 68);
+        let class = class.ingress([ip_header(family) + 76]).untraced();
+        class.assert_in(&counting.finish()?, &[udp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
 fn what_the_firewall_drops_on_its_way_in_is_unseen() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let _listener = site.factory.tcp_listener(any(PORT))?;
