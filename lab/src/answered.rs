@@ -60,6 +60,10 @@ pub struct AnsweredByKernel {
     pub time_wait: Vec<TimeWaitCandidate>,
     /// What reached a connection that was over, and was dropped without an answer; ingress.
     pub silent: Vec<Packet>,
+    /// Acknowledgements and resets that came behind that of the proxy's FIN and before the peer's;
+    /// ingress. As with [`TimeWaitCandidate`], a TIME_WAIT socket dropped them if the proxy had
+    /// `close()`d, and a full one took them if it had shut down one side.
+    pub perhaps_silent: Vec<Packet>,
     /// What a TIME_WAIT socket repeated for a connection that was over; egress.
     pub repeated: Vec<Packet>,
 }
@@ -240,11 +244,14 @@ impl<'t> Connection<'t> {
         found.time_wait.retain(|candidate| {
             !resets.iter().any(|(_, reset)| reset.triggers.contains(&candidate.fin))
         });
-        let gone = self.ingress.iter().filter(|(packet, cause, over)| {
-            let reset = packet.headers.tcp.is_some_and(|tcp| tcp.has(RST));
-            *over || (reset && *cause == Cause::AfterReset)
-        });
-        found.silent.extend(gone.map(|(packet, ..)| **packet));
+        for &(packet, cause, over) in &self.ingress {
+            let has = |flag| packet.headers.tcp.is_some_and(|tcp| tcp.has(flag));
+            if over || (has(RST) && cause == Cause::AfterReset) {
+                found.silent.push(*packet);
+            } else if cause == Cause::TimeWait && packet.headers.payload_bytes == 0 && !has(FIN) {
+                found.perhaps_silent.push(*packet);
+            }
+        }
         found.resets.extend(resets.into_iter().map(|(_, reset)| reset));
     }
 
@@ -330,6 +337,20 @@ mod tests {
             packet(Egress, ACK, 5002, 1002, 0),
         ]);
         assert_eq!(found, AnsweredByKernel::default());
+    }
+
+    #[test]
+    fn an_acknowledgement_between_both_fins_may_have_met_time_wait() {
+        let (again, reset) =
+            (packet(Ingress, ACK, 1001, 5002, 0), packet(Ingress, RST, 1001, 0, 0));
+        let found = with(&[
+            packet(Egress, ACK | FIN, 5001, 1001, 0),
+            packet(Ingress, ACK, 1001, 5002, 0),
+            again,
+            reset,
+        ]);
+        assert_eq!(found.perhaps_silent, [again, reset]);
+        assert_eq!((found.ingress(), found.silent), (Sum::default(), vec![]));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! captured, and against real rules of the firewall.
 
 pub mod books;
+pub mod frequency;
 mod reading;
 
 use std::path::PathBuf;
@@ -58,20 +59,21 @@ pub fn check(program: Program, protocol: Protocol) -> Result<()> {
     scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
 }
 
-/// Drives the demo's four workloads through a real proxy and prints how much of each no hook saw: a row
-/// each of the table in `docs/accounting.md`. What that is must be whole packets of the classes.
+/// Drives the demo's four workloads through a real proxy and prints how much of each no hook saw, which
+/// must be whole packets of the classes in `docs/accounting.md`.
 pub fn tell_unseen(program: Program, protocol: Protocol) -> Result<()> {
     let scene = Scene::new(program, protocol)?;
     let table = || -> Result<()> {
+        frequency::print_head()?;
         for workload in Workload::DEMO {
+            let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
             for family in [Family::Ipv4, Family::Ipv6] {
-                let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
                 let measured = scene.measure_until_clean(family, workload)?;
                 let client = scene.check_leg(&measured, Leg::Client)?;
                 let upstream = scene.check_leg(&measured, Leg::Upstream)?;
-                let who = format!("{program} {protocol}");
-                let captured = measured.trace.sum(Filter::all());
-                println!("{}", books::row(&who, &workload, family, captured, [&client, &upstream]));
+                let proxy = format!("{program} {protocol}");
+                let legs = [&client, &upstream];
+                frequency::print_row(&proxy, &workload, family, &measured.trace, legs)?;
             }
         }
         Ok(())

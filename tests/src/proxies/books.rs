@@ -7,8 +7,7 @@ use std::ops::Add;
 
 use anyhow::{Result, bail};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
-use traffic_lab::packet::{Direction, Family, Packet};
-use traffic_lab::workload::Workload;
+use traffic_lab::packet::{Direction, Packet};
 use traffic_lab::{Filter, Sum, Trace};
 
 /// What the cells of one leg and direction say.
@@ -113,29 +112,6 @@ pub fn balance(trace: &Trace, counted: [Counted; 2]) -> Result<Account> {
     })
 }
 
-/// A row of the table that says how much of a workload no hook saw: packets and bytes of both legs, what
-/// that is of all bytes, and what became of them.
-pub fn row(
-    who: &str,
-    workload: &Workload,
-    family: Family,
-    captured: Sum,
-    legs: [&Account; 2],
-) -> String {
-    let unseen = legs.into_iter().flat_map(|account| account.named);
-    let (packets, bytes) = unseen
-        .fold((0, 0), |(packets, bytes), named| (packets + named.packets, bytes + named.bytes));
-    let [client, upstream] = legs;
-    format!(
-        "| {who} | {} | {family:?} | {} | {} | {packets} | {bytes} | {:.4} % | client: {client}; \
-         upstream: {upstream} |",
-        workload.name,
-        workload.connections,
-        captured.l3_bytes,
-        100.0 * bytes as f64 / captured.l3_bytes as f64
-    )
-}
-
 /// The classified packets, a line each, for an error's message.
 fn list(found: &AnsweredByKernel) -> String {
     let line = |class: &str, packet: &Packet| {
@@ -160,6 +136,7 @@ fn list(found: &AnsweredByKernel) -> String {
         lines.extend(candidate.ack.iter().map(|ack| line("TIME_WAIT ack", ack)));
     }
     lines.extend(found.silent.iter().map(|packet| line("silent", packet)));
+    lines.extend(found.perhaps_silent.iter().map(|packet| line("perhaps silent", packet)));
     lines.extend(found.repeated.iter().map(|packet| line("repeated", packet)));
     lines
 }
@@ -190,7 +167,8 @@ enum Fate {
     /// A FIN to a TIME_WAIT socket and its answer: both missing. If the socket was only half closed,
     /// neither is.
     TimeWaitPair,
-    /// To a connection that is over, dropped: missing, unless the socket was still being closed.
+    /// To a connection that is over or in TIME_WAIT, dropped: missing, unless the socket was still
+    /// being closed.
     Silent,
 }
 
@@ -209,7 +187,7 @@ fn maybe_missing(found: &AnsweredByKernel) -> Vec<Vec<Possible>> {
     let pairs = found.time_wait.iter().map(|TimeWaitCandidate { fin, ack }| {
         vec![(Fate::TimeWaitPair, figures([Sum::of([fin]), Sum::of(ack)]))]
     });
-    let silent = found.silent.iter();
+    let silent = found.silent.iter().chain(&found.perhaps_silent);
     let silent =
         silent.map(|packet| vec![(Fate::Silent, figures([Sum::of([packet]), Sum::default()]))]);
     resets.chain(pairs).chain(silent).collect()

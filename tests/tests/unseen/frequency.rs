@@ -3,10 +3,11 @@
 
 use anyhow::{Context, Result};
 use traffic_agent::report::{Counters, Direction, Leg, Origin};
+use traffic_lab::Stack;
 use traffic_lab::topology::LegTrace;
 use traffic_lab::workload::Workload;
-use traffic_lab::{Filter, Stack};
 use traffic_tests::proxies::books::{self, Account, Counted};
+use traffic_tests::proxies::frequency;
 use traffic_tests::site::{self, Site};
 
 use crate::FAMILIES;
@@ -37,6 +38,7 @@ fn unseen_in_the_four_workloads_through_a_relay_are_only_whole_packets_of_the_cl
     let site = Site::new(Stack::GsoGro)?;
     let _relay = site.relay()?;
     let server = site.server()?;
+    frequency::print_head()?;
     for workload in Workload::DEMO {
         for family in FAMILIES {
             let counting = site.count()?;
@@ -44,9 +46,8 @@ fn unseen_in_the_four_workloads_through_a_relay_are_only_whole_packets_of_the_cl
             let counted = counting.finish()?;
             let client = account(&counted, Leg::Client, &counted.trace.client)?;
             let upstream = account(&counted, Leg::Upstream, &counted.trace.upstream)?;
-            let captured = counted.trace.sum(Filter::all());
             let legs = [&client, &upstream];
-            println!("{}", books::row("relay", &workload, family, captured, legs));
+            frequency::print_row("relay", &workload, family, &counted.trace, legs)?;
         }
     }
     Ok(())
