@@ -19,7 +19,7 @@ use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
 use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
 
 use self::books::{Account, Counted};
-use self::reading::{Compare, Reading};
+use self::reading::{Cell, Compare, Reading};
 
 /// Where the server behind the proxy listens.
 const UPSTREAM_PORT: u16 = 8080;
@@ -226,20 +226,24 @@ impl Scene {
         let own = captured.trace.sum(own.family(measured.family));
         ensure!(own == all, "{leg:?}: the link carried {all:?}, of which the proxy's are {own:?}");
 
-        let cells = |direction| {
-            measured.reading.sum(|cell| {
-                cell.leg == leg.name()
-                    && cell.direction == name_of(direction)
-                    && cell.interface == interface
-                    && cell.scope == "billed"
-                    && cell.protocol == protocol
-                    && cell.port == port
-                    && cell.family == family_name(measured.family)
-            })
+        let is_own = |cell: &Cell, direction| {
+            cell.leg == leg.name()
+                && cell.direction == name_of(direction)
+                && cell.interface == interface
+                && cell.scope == "billed"
+                && cell.protocol == protocol
+                && cell.port == port
+                && cell.family == family_name(measured.family)
         };
-        let counted = DIRECTIONS.map(cells);
+        let counted =
+            DIRECTIONS.map(|direction| measured.reading.sum(|cell| is_own(cell, direction)));
         let account = books::balance(&captured.trace, counted)
             .with_context(|| format!("{leg:?} leg: capture and cells disagree"))?;
+        let answered =
+            DIRECTIONS.map(|direction| measured.reading.answered(|cell| is_own(cell, direction)));
+        account
+            .check_answered(answered)
+            .with_context(|| format!("{leg:?} leg: the kernel's packets and its cells disagree"))?;
         check_device(captured, counted, &account)
             .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))?;
         Ok(account)

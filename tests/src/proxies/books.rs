@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Add;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use traffic_lab::answered::{self, AnsweredByKernel, Cause, KernelReset, TimeWaitCandidate};
 use traffic_lab::packet::{Direction, Packet};
 use traffic_lab::{Filter, Sum, Trace};
+
+use crate::unseen::TRACED;
 
 /// What the cells of one leg and direction say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,6 +61,17 @@ pub struct Account {
     certain: [i64; 2],
     /// What became of the others.
     fates: Tally,
+}
+
+impl Account {
+    /// The kernel's cells hold exactly what passed no hook, or nothing where nothing is traced.
+    pub fn check_answered(&self, cells: [Counted; 2]) -> Result<()> {
+        let answered =
+            cells.map(|cell| Named { packets: cell.wire_packets, bytes: cell.wire_bytes });
+        let expected = if TRACED { self.named } else { Default::default() };
+        ensure!(answered == expected, "they hold {answered:?} instead of {expected:?}: {self}");
+        Ok(())
+    }
 }
 
 impl fmt::Display for Account {

@@ -93,6 +93,12 @@ impl Reading {
         cells.fold(Counted::default(), |sum, cell| sum + cell.counted)
     }
 
+    /// Sums the cells of what the kernel answered that `keep` selects.
+    pub fn answered(&self, keep: impl Fn(&Cell) -> bool) -> Counted {
+        let cells = self.cells.iter().filter(|cell| cell.origin == "kernel" && keep(cell));
+        cells.fold(Counted::default(), |sum, cell| sum + cell.counted)
+    }
+
     /// Billed wire bytes of sockets.
     pub fn socket_total(&self) -> u64 {
         self.sum(|cell| cell.scope == "billed").wire_bytes
