@@ -8,12 +8,14 @@
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`unseen`]: classes of packets that no cgroup hook sees.
+//! * [`frequency`]: a table of how often they occur.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod frequency;
 pub mod options;
 pub mod proxies;
 pub mod rules;

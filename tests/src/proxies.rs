@@ -1,8 +1,6 @@
 //! One real proxy in the lab, measured by `traffic-agent compare` and held against what the far ends
 //! captured, and against real rules of the firewall.
 
-pub mod books;
-pub mod frequency;
 mod reading;
 
 use std::path::PathBuf;
@@ -16,10 +14,11 @@ use traffic_lab::proxy::{self, Program, Protocol, Proxy, RunningProxy};
 use traffic_lab::sockets::Transport;
 use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, LegTrace, UPSTREAM_DEVICE};
 use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
-use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
+use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack, Sum, answered};
 
-use self::books::{Account, Counted};
-use self::reading::{Cell, Compare, Reading};
+use crate::frequency::{self, WithoutSocket};
+
+use self::reading::{Compare, Counted, Reading};
 
 /// Where the server behind the proxy listens.
 const UPSTREAM_PORT: u16 = 8080;
@@ -59,9 +58,9 @@ pub fn check(program: Program, protocol: Protocol) -> Result<()> {
     scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
 }
 
-/// Drives the demo's four workloads through a real proxy and prints how much of each no hook saw, which
-/// must be whole packets of the classes in `docs/accounting.md`.
-pub fn tell_unseen(program: Program, protocol: Protocol) -> Result<()> {
+/// Drives the demo's four workloads through a real proxy, holds every cell against the captures, and prints
+/// how much of each the kernel exchanged without a socket.
+pub fn check_demo(program: Program, protocol: Protocol) -> Result<()> {
     let scene = Scene::new(program, protocol)?;
     let table = || -> Result<()> {
         frequency::print_head()?;
@@ -69,11 +68,11 @@ pub fn tell_unseen(program: Program, protocol: Protocol) -> Result<()> {
             let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
             for family in [Family::Ipv4, Family::Ipv6] {
                 let measured = scene.measure_until_clean(family, workload)?;
-                let client = scene.check_leg(&measured, Leg::Client)?;
-                let upstream = scene.check_leg(&measured, Leg::Upstream)?;
+                scene.check_leg(&measured, Leg::Client)?;
+                scene.check_leg(&measured, Leg::Upstream)?;
                 let proxy = format!("{program} {protocol}");
-                let legs = [&client, &upstream];
-                frequency::print_row(&proxy, &workload, family, &measured.trace, legs)?;
+                let without = measured.without_socket();
+                frequency::print_row(&proxy, &workload, family, &measured.trace, without)?;
             }
         }
         Ok(())
@@ -141,19 +140,21 @@ impl Scene {
     fn check_one(&self, family: Family, workload: Workload) -> Result<()> {
         let begin = Instant::now();
         let measured = self.measure_until_clean(family, workload)?;
-        let client = self.check_leg(&measured, Leg::Client)?;
-        let upstream = self.check_leg(&measured, Leg::Upstream)?;
+        self.check_leg(&measured, Leg::Client)?;
+        self.check_leg(&measured, Leg::Upstream)?;
         measured.check_other_cells()?;
         measured.check_payload()?;
-        let exact = measured.check_totals(&client, &upstream)?;
-        let estimates = measured.check_estimates(&client, exact)?;
+        let exact = measured.check_total()?;
+        let estimates = measured.check_estimates(exact)?;
+        let by_kernel = measured.reading.sum(|cell| cell.origin != "socket");
         println!(
-            "{} {}, {family:?} {}: capture {} B, counted {exact} B, difference 0 but for: client \
-             {client}; upstream {upstream}. {estimates}; {:.1} s",
+            "{} {}, {family:?} {}: capture and count {exact} B, of which the kernel exchanged {} B \
+             in {} packets. {estimates}; {:.1} s",
             self.program,
             self.proxy.protocol(),
             workload.name,
-            measured.trace.sum(Filter::all()).l3_bytes,
+            by_kernel.wire_bytes,
+            by_kernel.wire_packets,
             begin.elapsed().as_secs_f64(),
         );
         Ok(())
@@ -205,8 +206,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Every packet of a leg is in the right cells, but for those that the kernel answered.
-    fn check_leg(&self, measured: &Measured, leg: Leg) -> Result<Account> {
+    /// Every packet of a leg is in the right cells, also of those that the kernel answered.
+    fn check_leg(&self, measured: &Measured, leg: Leg) -> Result<()> {
         let transport = self.proxy.protocol().transport();
         let (captured, interface, protocol, port) = match leg {
             Leg::Client => {
@@ -226,51 +227,53 @@ impl Scene {
         let own = captured.trace.sum(own.family(measured.family));
         ensure!(own == all, "{leg:?}: the link carried {all:?}, of which the proxy's are {own:?}");
 
-        let is_own = |cell: &Cell, direction| {
-            cell.leg == leg.name()
-                && cell.direction == name_of(direction)
-                && cell.interface == interface
-                && cell.scope == "billed"
-                && cell.protocol == protocol
-                && cell.port == port
-                && cell.family == family_name(measured.family)
+        let cells = |direction| {
+            measured.reading.sum(|cell| {
+                cell.leg == leg.name()
+                    && cell.direction == name_of(direction)
+                    && cell.interface == interface
+                    && cell.scope == "billed"
+                    && cell.protocol == protocol
+                    && cell.port == port
+                    && cell.family == family_name(measured.family)
+            })
         };
-        let counted =
-            DIRECTIONS.map(|direction| measured.reading.sum(|cell| is_own(cell, direction)));
-        let account = books::balance(&captured.trace, counted)
-            .with_context(|| format!("{leg:?} leg: capture and cells disagree"))?;
-        let answered =
-            DIRECTIONS.map(|direction| measured.reading.answered(|cell| is_own(cell, direction)));
-        account
-            .check_answered(answered)
-            .with_context(|| format!("{leg:?} leg: the kernel's packets and its cells disagree"))?;
-        check_device(captured, counted, &account)
-            .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))?;
-        Ok(account)
+        let counted = DIRECTIONS.map(cells);
+        for (direction, counted) in DIRECTIONS.into_iter().zip(counted) {
+            let sum = captured.trace.sum(Filter::all().direction(direction));
+            let wire = Sum {
+                packets: counted.wire_packets,
+                l3_bytes: counted.wire_bytes,
+                payload_bytes: counted.payload_bytes,
+            };
+            ensure!(
+                wire == sum,
+                "{leg:?} leg, {direction:?}: captured {sum:?}, counted {wire:?}; the packets that the \
+                 capture shows to be without a socket: {:#?}; cells: {:#?}; findings: {}",
+                answered::classify(&captured.trace),
+                measured.reading.cells(),
+                measured.reading.findings()
+            );
+        }
+        check_device(captured, counted)
+            .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))
     }
 }
 
-/// What the device of a leg has counted is what the cells say, and the named packets.
+/// What the device of a leg has counted is what the cells say.
 ///
 /// Packets are IP packets on the wire. Egress bytes have Ethernet's header on each of them; ingress
 /// bytes are not comparable on a veth with NAPI.
-fn check_device(leg: &LegTrace, counted: [Counted; 2], account: &Account) -> Result<()> {
-    let packets = [leg.device.ingress_packets, leg.device.egress_packets];
-    for (index, direction) in DIRECTIONS.into_iter().enumerate() {
-        let ours = counted[index].wire_packets + account.named[index].packets;
-        ensure!(
-            ours == packets[index],
-            "{direction:?}: {ours} packets, the named ones included, against {}",
-            packets[index]
-        );
-    }
+fn check_device(leg: &LegTrace, counted: [Counted; 2]) -> Result<()> {
+    let device = [leg.device.ingress_packets, leg.device.egress_packets];
+    let ours = counted.map(|counted| counted.wire_packets);
+    ensure!(ours == device, "{ours:?} packets, ingress first, against {device:?}");
     let [_, egress] = counted;
-    let [_, named] = account.named;
-    let frames = egress.wire_packets + named.packets;
-    let ours = egress.wire_bytes + named.bytes + 14 * frames;
+    let bytes = egress.wire_bytes + 14 * egress.wire_packets;
     ensure!(
-        ours == leg.device.egress_bytes,
-        "egress: {ours} bytes, {frames} Ethernet headers included, against {}",
+        bytes == leg.device.egress_bytes,
+        "egress: {bytes} bytes, {} Ethernet headers included, against {}",
+        egress.wire_packets,
         leg.device.egress_bytes
     );
     // Super-packets went through the stack, and were counted as what the wire carried.
@@ -282,6 +285,18 @@ fn check_device(leg: &LegTrace, counted: [Counted; 2], account: &Account) -> Res
 }
 
 impl Measured {
+    /// What the kernel exchanged without a socket.
+    fn without_socket(&self) -> WithoutSocket {
+        let [ingress, egress] = DIRECTIONS.map(|direction| {
+            self.reading.sum(|cell| cell.origin != "socket" && cell.direction == name_of(direction))
+        });
+        WithoutSocket {
+            packets: ingress.wire_packets + egress.wire_packets,
+            ingress_bytes: ingress.wire_bytes,
+            egress_bytes: egress.wire_bytes,
+        }
+    }
+
     /// Nothing is counted under coordinates that nobody used.
     fn check_other_cells(&self) -> Result<()> {
         let family = family_name(self.family);
@@ -289,7 +304,6 @@ impl Measured {
             .reading
             .cells()
             .iter()
-            .filter(|cell| cell.origin == "socket")
             .filter(|cell| {
                 let client = cell.leg == "client"
                     && cell.interface == CLIENT_DEVICE
@@ -320,16 +334,11 @@ impl Measured {
         Ok(())
     }
 
-    /// The report's total is the capture less what is named; returns it.
-    fn check_totals(&self, client: &Account, upstream: &Account) -> Result<u64> {
-        let named: u64 =
-            client.named.iter().chain(&upstream.named).map(|missing| missing.bytes).sum();
+    /// The report's total is the capture.
+    fn check_total(&self) -> Result<u64> {
         let captured = self.trace.sum(Filter::all()).l3_bytes;
-        let total = self.reading.socket_total();
-        ensure!(
-            captured == total + named,
-            "the capture has {captured} B, the report {total} B and {named} B are named"
-        );
+        let total = self.reading.total()?;
+        ensure!(captured == total, "the capture has {captured} B, the report {total} B");
         ensure!(
             self.reading.is_complete(),
             "the report says that it is not complete: {}",
@@ -338,23 +347,12 @@ impl Measured {
         Ok(total)
     }
 
-    /// The rules count what the hook counts and the packets without a socket; the estimates' errors
-    /// follow from that by arithmetic on the capture.
-    fn check_estimates(&self, client: &Account, exact: u64) -> Result<String> {
+    /// The rules count what we count at the port; the estimates' errors follow from that by arithmetic on
+    /// the capture.
+    fn check_estimates(&self, exact: u64) -> Result<String> {
         let rules = self.reading.method("iptables-port")?;
         let hook = self.reading.method("hook-port")?;
-        for (index, direction) in DIRECTIONS.into_iter().enumerate() {
-            let most = hook[index] + client.named[index].bytes;
-            let merged = if direction == Direction::Ingress { client.merged_at_most } else { 0 };
-            ensure!(
-                (most.saturating_sub(merged)..=most).contains(&rules[index]),
-                "{direction:?}: the rules count {}, the hook {}, and what the hook does not see at \
-                 the port is {} (less up to {merged} if GRO merged it): {client}",
-                rules[index],
-                hook[index],
-                client.named[index].bytes
-            );
-        }
+        ensure!(rules == hook, "the rules count {rules:?}, ingress first, and hook-port {hook:?}");
         // Rules see super-packets: at least the payload, at most the wire's bytes.
         let trace = &self.trace.client.trace;
         let [ingress, egress] =

@@ -5,29 +5,39 @@ use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use traffic_agent::method::ListeningPort;
-use traffic_agent::report::Origin;
+use traffic_agent::report::{self, Origin};
 use traffic_lab::packet::{Direction, Packet};
 use traffic_lab::topology::{CLIENT_DEVICE, UPSTREAM_DEVICE};
 
 use crate::figures::{self, Books, Figures};
 use crate::site::Counted;
 
-/// Whether the measurement counts by tracing what the kernel answers without a socket.
-pub const TRACED: bool = false;
-
 /// One class in one run.
 pub struct Class<'c> {
     is_member: Box<dyn Fn(&Packet) -> bool + 'c>,
     ingress: Vec<u32>,
     egress: Vec<u32>,
-    traced: bool,
+    traced: Traced,
+}
+
+/// What the tracepoints make of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Traced {
+    /// All is counted as the target's.
+    Target,
+    /// All is seen, but may be anybody's: the report tells it apart.
+    Anybody,
+    /// What comes in is counted as the target's; the answer has no tracepoint.
+    IngressOnly,
+    /// Nothing is seen.
+    Nothing,
 }
 
 impl<'c> Class<'c> {
     /// The packets of a capture that are of the class.
     pub fn of(is_member: impl Fn(&Packet) -> bool + 'c) -> Self {
         let is_member = Box::new(is_member);
-        Self { is_member, ingress: Vec::new(), egress: Vec::new(), traced: true }
+        Self { is_member, ingress: Vec::new(), egress: Vec::new(), traced: Traced::Target }
     }
 
     /// All packets of a capture from a moment on, as [`now`] tells it.
@@ -45,9 +55,19 @@ impl<'c> Class<'c> {
         Self { egress: sizes.into(), ..self }
     }
 
-    /// Tracing does not find it either.
+    /// Nothing shows that it is the target's.
+    pub fn anybodys(self) -> Self {
+        Self { traced: Traced::Anybody, ..self }
+    }
+
+    /// The kernel's answer has no tracepoint.
+    pub fn answered_untraced(self) -> Self {
+        Self { traced: Traced::IngressOnly, ..self }
+    }
+
+    /// There is no tracepoint.
     pub fn untraced(self) -> Self {
-        Self { traced: false, ..self }
+        Self { traced: Traced::Nothing, ..self }
     }
 
     /// The class is what was provoked, all that the hook did not see, and what tracing has found.
@@ -70,8 +90,31 @@ impl<'c> Class<'c> {
         let unseen = minus(counted.captured(&listening), &of_origin(counted, Origin::Socket));
         assert_eq!(unseen, class, "in no socket's cell (left), the class (right)");
 
-        let traced = if TRACED && self.traced { class } else { Books::new() };
-        assert_eq!(of_origin(counted, Origin::Kernel), traced, "the kernel's cells, the class");
+        let (target, anybody) = match self.traced {
+            Traced::Target => (class, Books::new()),
+            Traced::Anybody => (Books::new(), class),
+            Traced::IngressOnly => {
+                class.retain(|key, _| key.direction == report::Direction::Ingress);
+                (class, Books::new())
+            }
+            Traced::Nothing => (Books::new(), Books::new()),
+        };
+        let by_kernel = counted.report.cells.iter().filter(|cell| cell.origin != Origin::Socket);
+        assert_eq!(figures::of_cells(by_kernel), target, "the kernel's cells (left), the class");
+        let Some(unattributed) = counted.report.unattributed else {
+            panic!("nothing is traced: {:?}", counted.report.findings);
+        };
+        for (direction, counters) in [
+            (report::Direction::Ingress, unattributed.ingress),
+            (report::Direction::Egress, unattributed.egress),
+        ] {
+            let expected = figures::sum(&anybody, |key| key.direction == direction);
+            assert_eq!(
+                Figures::from(counters),
+                expected,
+                "anybody's {direction:?} (left), the class"
+            );
+        }
     }
 
     fn members<'t>(&self, counted: &'t Counted) -> Vec<(&'static str, &'t Packet)> {

@@ -110,6 +110,9 @@ pub struct TargetReport {
     pub ports: Vec<PortReport>,
     /// Every cell that is not zero.
     pub cells: Vec<CellReport>,
+    /// What the kernel exchanged in the target's network namespaces without any socket, and nothing shows
+    /// that it was the target's: in no cell, and not in the totals. Null where it is not counted.
+    pub unattributed: Option<Directions>,
     /// Other ways to measure the same traffic, and what they read. Empty for `exec`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodReport>,
@@ -303,12 +306,14 @@ pub enum Scope {
 
 /// Who sent or took the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A socket of the target: the hook saw it.
     Socket,
-    /// The kernel answered in its place.
+    /// The kernel exchanged it in the target's place, without a socket, and a tracepoint showed it.
     Kernel,
+    /// The same, for what no tracepoint shows but follows from a packet that one did.
+    KernelDerived,
 }
 
 /// The client leg of one listening port. Loopback is included, as in the counters of a rule.

@@ -31,13 +31,13 @@ use traffic_ebpf::{
 };
 
 /// Verdict of both hooks, whatever happens: the packet goes on.
-const PASS: i32 = 1;
+pub const PASS: i32 = 1;
 
 // Protocol numbers. Source: IANA "Assigned Internet Protocol Numbers".
 const HOP_BY_HOP: u8 = 0;
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
@@ -51,13 +51,13 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Source: include/uapi/linux/if_packet.h.
 const PACKET_LOOPBACK: u32 = 5;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const UDP_HEADER: u32 = 8;
+pub const IPV4_HEADER: usize = 20;
+pub const IPV6_HEADER: usize = 40;
+pub const UDP_HEADER: u32 = 8;
 /// Offset of the byte that holds the length of a TCP header.
-const TCP_DATA_OFFSET: usize = 12;
+pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte that holds the flags of a TCP header.
-const TCP_FLAGS: usize = 13;
+pub const TCP_FLAGS: usize = 13;
 /// More extension headers than any packet carries that a socket sends or accepts.
 const EXTENSION_HEADERS: u32 = 8;
 /// Hop-by-hop option "jumbo payload". Source: RFC 2675.
@@ -236,7 +236,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
 /// bounds at a change of byte order, and on 5.10 when a register is put aside on the stack, while the
 /// compiler drops or moves a mask that it knows to be one too many.
 #[inline(always)]
-fn masked<const MASK: u64>(number: u64) -> u64 {
+pub fn masked<const MASK: u64>(number: u64) -> u64 {
     let mut masked = number;
     // SAFETY: changes only the register that it is given.
     unsafe {
@@ -260,7 +260,7 @@ fn masked<const MASK: u64>(number: u64) -> u64 {
 ///
 /// `cell` must lie in a live map value.
 #[inline(always)]
-unsafe fn add(cell: *mut Cell, added: &Cell) {
+pub unsafe fn add(cell: *mut Cell, added: &Cell) {
     macro_rules! add_field {
         ($field:ident) => {
             // SAFETY: guaranteed by the caller; map values are aligned to 8 bytes.
@@ -454,7 +454,7 @@ fn log_unparsable(ctx: &SkBuffContext, ethertype: u16) {
 
 /// Returns the slot of an interface.
 #[inline(always)]
-fn interface_slot(ifindex: u32) -> u8 {
+pub fn interface_slot(ifindex: u32) -> u8 {
     if ifindex == LOOPBACK_IFINDEX {
         return INTERFACE_SLOT_LOOPBACK;
     }
@@ -466,7 +466,7 @@ fn interface_slot(ifindex: u32) -> u8 {
 
 /// Returns the slot that stands in a table for a number.
 #[inline(always)]
-fn slot_of(table: u32, number: u32) -> Option<u8> {
+pub fn slot_of(table: u32, number: u32) -> Option<u8> {
     let table = SLOTS.get_ptr(table)?;
     let offset = masked::<{ TABLE_BYTES as u64 - 1 }>(u64::from(number)) as usize;
     // SAFETY: `offset` is inside of the table.

@@ -161,7 +161,7 @@ fn write_totals(
         rows.push(("upstream leg".to_owned(), leg(Leg::Upstream)));
     }
     rows.push(("sum".to_owned(), target.totals.billed));
-    let kernel = ledger::sum(&target.cells, |cell| billed(cell) && cell.origin == Origin::Kernel);
+    let kernel = ledger::sum(&target.cells, |cell| billed(cell) && cell.origin != Origin::Socket);
     for (label, directions) in [
         ("incl. kernel", kernel),
         ("unbilled", target.totals.unbilled),
