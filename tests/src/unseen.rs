@@ -1,5 +1,6 @@
 //! Classes of packets that no cgroup hook sees: what of a capture is in no cell of a socket, held
-//! against the packets that a test has provoked, and against their sizes as worked out by hand.
+//! against the packets that a test has provoked, against their sizes as worked out by hand, and against
+//! what the tracepoints have found of them.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,29 +16,23 @@ use crate::site::Counted;
 /// One class in one run.
 pub struct Class<'c> {
     is_member: Box<dyn Fn(&Packet) -> bool + 'c>,
+    is_traced: Box<dyn Fn(&Packet) -> bool + 'c>,
+    is_targets: bool,
     ingress: Vec<u32>,
     egress: Vec<u32>,
-    traced: Traced,
-}
-
-/// What the tracepoints make of a class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Traced {
-    /// All is counted as the target's.
-    Target,
-    /// All is seen, but may be anybody's: the report tells it apart.
-    Anybody,
-    /// What comes in is counted as the target's; the answer has no tracepoint.
-    IngressOnly,
-    /// Nothing is seen.
-    Nothing,
 }
 
 impl<'c> Class<'c> {
-    /// The packets of a capture that are of the class.
+    /// The packets of a capture that are of the class: all of them are traced, and show that they are the
+    /// target's.
     pub fn of(is_member: impl Fn(&Packet) -> bool + 'c) -> Self {
-        let is_member = Box::new(is_member);
-        Self { is_member, ingress: Vec::new(), egress: Vec::new(), traced: Traced::Target }
+        Self {
+            is_member: Box::new(is_member),
+            is_traced: Box::new(|_| true),
+            is_targets: true,
+            ingress: Vec::new(),
+            egress: Vec::new(),
+        }
     }
 
     /// All packets of a capture from a moment on, as [`now`] tells it.
@@ -55,19 +50,19 @@ impl<'c> Class<'c> {
         Self { egress: sizes.into(), ..self }
     }
 
-    /// Nothing shows that it is the target's.
+    /// Nothing shows that they are the target's: the report tells them apart.
     pub fn anybodys(self) -> Self {
-        Self { traced: Traced::Anybody, ..self }
+        Self { is_targets: false, ..self }
     }
 
-    /// The kernel's answer has no tracepoint.
-    pub fn answered_untraced(self) -> Self {
-        Self { traced: Traced::IngressOnly, ..self }
+    /// Only these have a tracepoint.
+    pub fn traced(self, is_traced: impl Fn(&Packet) -> bool + 'c) -> Self {
+        Self { is_traced: Box::new(is_traced), ..self }
     }
 
-    /// There is no tracepoint.
+    /// None has one.
     pub fn untraced(self) -> Self {
-        Self { traced: Traced::Nothing, ..self }
+        self.traced(|_| false)
     }
 
     /// The class is what was provoked, all that the hook did not see, and what tracing has found.
@@ -81,24 +76,18 @@ impl<'c> Class<'c> {
         let found = (sizes(Direction::Ingress), sizes(Direction::Egress));
         assert_eq!(found, (self.ingress.clone(), self.egress.clone()), "captured (left), by hand");
 
-        let listening: BTreeSet<_> = listening.iter().copied().collect();
-        let mut class = Books::new();
+        let ports: BTreeSet<_> = listening.iter().copied().collect();
+        let (mut class, mut target, mut anybodys) = (Books::new(), Books::new(), Books::new());
         for (interface, packet) in members {
-            figures::post(&mut class, packet, interface, &listening);
+            figures::post(&mut class, packet, interface, &ports);
+            if (self.is_traced)(packet) {
+                let books = if self.is_targets { &mut target } else { &mut anybodys };
+                figures::post(books, packet, interface, &ports);
+            }
         }
-        let listening: Vec<_> = listening.into_iter().collect();
-        let unseen = minus(counted.captured(&listening), &of_origin(counted, Origin::Socket));
+        let unseen = minus(counted.captured(listening), &of_sockets(counted));
         assert_eq!(unseen, class, "in no socket's cell (left), the class (right)");
 
-        let (target, anybody) = match self.traced {
-            Traced::Target => (class, Books::new()),
-            Traced::Anybody => (Books::new(), class),
-            Traced::IngressOnly => {
-                class.retain(|key, _| key.direction == report::Direction::Ingress);
-                (class, Books::new())
-            }
-            Traced::Nothing => (Books::new(), Books::new()),
-        };
         let by_kernel = counted.report.cells.iter().filter(|cell| cell.origin != Origin::Socket);
         assert_eq!(figures::of_cells(by_kernel), target, "the kernel's cells (left), the class");
         let Some(unattributed) = counted.report.unattributed else {
@@ -108,7 +97,7 @@ impl<'c> Class<'c> {
             (report::Direction::Ingress, unattributed.ingress),
             (report::Direction::Egress, unattributed.egress),
         ] {
-            let expected = figures::sum(&anybody, |key| key.direction == direction);
+            let expected = figures::sum(&anybodys, |key| key.direction == direction);
             assert_eq!(
                 Figures::from(counters),
                 expected,
@@ -135,9 +124,9 @@ pub fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The books of one origin's cells.
-pub fn of_origin(counted: &Counted, origin: Origin) -> Books {
-    figures::of_cells(counted.report.cells.iter().filter(|cell| cell.origin == origin))
+/// The books of what the hook has seen.
+pub fn of_sockets(counted: &Counted) -> Books {
+    figures::of_cells(counted.report.cells.iter().filter(|cell| cell.origin == Origin::Socket))
 }
 
 /// What of `all` is not in `part`, which must not hold more of anything.

@@ -33,8 +33,7 @@ fn a_syn_to_a_port_without_listener_is_unseen_60_and_40_bytes_or_80_and_60() -> 
         let far = FarEnd::new(&site.lab, Side::Client, family)?;
         let counting = site.count()?;
         knock(&far, 9)?;
-        // Nobody knows whose it was.
-        let class = Class::of(|_| true).ingress([syn; 10]).egress([reset; 10]).untraced();
+        let class = Class::of(|_| true).ingress([syn; 10]).egress([reset; 10]).anybodys();
         class.assert_in(&counting.finish()?, &[]);
     }
     Ok(())
