@@ -103,10 +103,16 @@ impl FarEnd {
 
     /// Opens a connection to the proxy from a fresh port.
     pub fn connect(&self, proxy_port: u16) -> Result<Connection<'_>> {
+        let mut connection = self.half_open(proxy_port)?;
+        connection.send(ACK, &[])?;
+        Ok(connection)
+    }
+
+    /// The same, but for the last of three packets.
+    pub fn half_open(&self, proxy_port: u16) -> Result<Connection<'_>> {
         let mut connection = self.connection(self.fresh_port(), proxy_port);
         connection.send(SYN, &[])?;
         connection.expect(SYN | ACK)?;
-        connection.send(ACK, &[])?;
         Ok(connection)
     }
 
@@ -220,6 +226,12 @@ impl Connection<'_> {
     /// late. The connection goes on as if nothing had been.
     pub fn send_again(&self, back: u32, flags: u8, payload: &[u8]) -> Result<()> {
         self.segment(back, flags, payload)
+    }
+
+    /// Answers the proxy's SYN with the acknowledgement of something that it has never sent.
+    pub fn answer_wrongly(&self) -> Result<()> {
+        let wrong = Self { expected: self.expected.wrapping_add(1000), ..*self };
+        wrong.segment(0, SYN | ACK, &[])
     }
 
     /// Opens a connection between the same ports, while the proxy still remembers this one.

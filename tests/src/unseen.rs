@@ -20,6 +20,7 @@ pub struct Class<'c> {
     is_targets: bool,
     ingress: Vec<u32>,
     egress: Vec<u32>,
+    answers: Option<u32>,
 }
 
 impl<'c> Class<'c> {
@@ -32,6 +33,7 @@ impl<'c> Class<'c> {
             is_targets: true,
             ingress: Vec::new(),
             egress: Vec::new(),
+            answers: None,
         }
     }
 
@@ -48,6 +50,11 @@ impl<'c> Class<'c> {
     /// The L3 bytes of each packet from the proxy, likewise.
     pub fn egress(self, sizes: impl Into<Vec<u32>>) -> Self {
         Self { egress: sizes.into(), ..self }
+    }
+
+    /// Every packet from the proxy has this many L3 bytes; how many there are is up to the kernel.
+    pub fn answers_of(self, bytes: u32) -> Self {
+        Self { answers: Some(bytes), ..self }
     }
 
     /// Nothing shows that they are the target's: the report tells them apart.
@@ -74,7 +81,11 @@ impl<'c> Class<'c> {
             packets.map(|(_, packet)| packet.headers.l3_bytes).collect()
         };
         let found = (sizes(Direction::Ingress), sizes(Direction::Egress));
-        assert_eq!(found, (self.ingress.clone(), self.egress.clone()), "captured (left), by hand");
+        let egress = match self.answers {
+            Some(bytes) => vec![bytes; found.1.len()],
+            None => self.egress.clone(),
+        };
+        assert_eq!(found, (self.ingress.clone(), egress), "captured (left), by hand");
 
         let ports: BTreeSet<_> = listening.iter().copied().collect();
         let (mut class, mut target, mut anybodys) = (Books::new(), Books::new(), Books::new());

@@ -1,13 +1,15 @@
 //! What comes for a connection that the proxy has closed: its socket is an orphan, in TIME_WAIT, or
 //! gone.
 
-use std::net::TcpStream;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
 
 use anyhow::Result;
 use traffic_lab::Stack;
 use traffic_lab::handmade::{Connection, FarEnd, Side};
 use traffic_lab::packet::Direction::Egress;
 use traffic_lab::packet::{ACK, FIN, Family, RST};
+use traffic_lab::topology::addresses;
 use traffic_tests::site::{Site, any, tcp};
 use traffic_tests::unseen::{Class, now};
 
@@ -68,6 +70,70 @@ fn everything_that_comes_into_time_wait_is_unseen_and_so_is_what_answers_it() ->
         let class = Class::since(closed)
             .ingress([header, header, header, data, header, header, header])
             .egress([header; 4]);
+        class.assert_in(&counting.finish()?, &[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn without_timestamps_time_wait_answers_with_unseen_40_bytes_or_60() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    site.lab.proxy.sysctl("ipv4/tcp_timestamps", "0")?;
+    let listener = site.factory.tcp_listener(any(PORT))?;
+    for (family, bytes) in [(Family::Ipv4, 40), (Family::Ipv6, 60)] {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let (mut connection, stream) = connected(&far, &listener)?;
+        close(&mut connection, stream)?;
+        let closed = now();
+        // The far end sends timestamps all the same.
+        connection.send(FIN | ACK, &[])?;
+        connection.expect(ACK)?;
+        let class = Class::since(closed).ingress([segment(family, 0)]).egress([bytes]);
+        class.assert_in(&counting.finish()?, &[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn old_acknowledgements_at_once_are_unseen_and_time_wait_answers_only_the_first() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let listener = site.factory.tcp_listener(any(PORT))?;
+    for family in FAMILIES {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let (mut connection, stream) = connected(&far, &listener)?;
+        close(&mut connection, stream)?;
+        let closed = now();
+        for _ in 0..5 {
+            connection.send_again(100, ACK, &[])?;
+        }
+        connection.see(ACK)?;
+        let bytes = segment(family, 0);
+        // Not more than one in half a second (net.ipv4.tcp_invalid_ratelimit).
+        let class = Class::since(closed).ingress([bytes; 5]).answers_of(bytes);
+        class.assert_in(&counting.finish()?, &[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn late_segments_that_are_merged_are_unseen_and_counted_as_on_the_wire() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let listener = site.factory.tcp_listener(any(PORT))?;
+    for family in FAMILIES {
+        let counting = site.count()?;
+        let to = SocketAddr::from((addresses(family).proxy_client, PORT));
+        let mut client = site.lab.client.run_in(|| TcpStream::connect(to))??;
+        drop(listener.accept()?);
+        // Until the FIN is acknowledged.
+        counting.settle()?;
+        let closed = now();
+        // Five segments at once: the kernel may put them together, and then answers all by one reset.
+        let segments = 5;
+        let payload = 1500 - segment(family, 0);
+        client.write_all(&vec![7; segments * payload as usize])?;
+        let class = Class::since(closed).ingress([1500; 5]).answers_of(reset(family));
         class.assert_in(&counting.finish()?, &[tcp(PORT)]);
     }
     Ok(())

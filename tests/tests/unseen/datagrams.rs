@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use traffic_lab::Stack;
 use traffic_lab::handmade::{FarEnd, Side};
 use traffic_lab::packet::Direction::Ingress;
 use traffic_lab::packet::{Family, Headers, ICMP, ICMPV6, Packet};
+use traffic_lab::{Filter, Stack};
 use traffic_tests::factory::{connect_to, domain};
 use traffic_tests::site::{Site, any, udp};
 use traffic_tests::unseen::{Class, now};
@@ -90,6 +90,30 @@ fn a_datagram_to_the_proxys_port_while_the_proxy_is_down_is_unseen() -> Result<(
         let class =
             Class::since(down).ingress([datagram]).egress([ip_header(family) + 8 + datagram]);
         class.traced(has_tracepoint).assert_in(&counting.finish()?, &[udp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_that_the_kernel_limits_are_unseen_as_many_as_it_sends() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    for family in FAMILIES {
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let socket = site.factory.udp(any(PORT))?;
+        let counting = site.count()?;
+        drop(socket);
+        for _ in 0..10 {
+            far.datagram(far.fresh_port(), PORT, &[7; 100])?;
+        }
+        let datagram = ip_header(family) + 8 + 100;
+        let class = Class::of(|_| true)
+            .ingress([datagram; 10])
+            .answers_of(ip_header(family) + 8 + datagram)
+            .traced(has_tracepoint);
+        let counted = counting.finish()?;
+        class.assert_in(&counted, &[udp(PORT)]);
+        let sent = counted.trace.sum(Filter::all().egress()).packets;
+        ensure!((1..10).contains(&sent), "{sent} errors were sent");
     }
     Ok(())
 }

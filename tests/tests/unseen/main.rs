@@ -6,6 +6,7 @@
 //! bytes, a TCP header of 32 with timestamps, 40 in a SYN, and 20 in a reset without a socket.
 
 mod after_close;
+mod attribution;
 mod datagrams;
 mod exit;
 mod frequency;

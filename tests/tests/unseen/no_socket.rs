@@ -79,6 +79,29 @@ fn an_answer_to_a_connection_that_the_proxy_gave_up_is_unseen_and_so_is_its_rese
 }
 
 #[test]
+fn a_reset_that_answers_a_wrong_answer_is_unseen_on_ipv6_and_60_bytes() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    for (family, unseen) in [(Family::Ipv4, vec![]), (Family::Ipv6, vec![60])] {
+        let far = FarEnd::new(&site.lab, Side::Upstream, family)?;
+        let counting = site.count()?;
+        let to = far.at(PORT);
+        let socket = site.factory.socket(domain(to), libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+        ensure!(connect_to(&socket, to).is_err(), "nobody has answered yet");
+        let mut connection = far.take_syn(PORT)?;
+        connection.answer_wrongly()?;
+        connection.see(RST)?;
+        // The right one, so that the SYN is not sent again; then the end.
+        connection.send(SYN | ACK, &[])?;
+        connection.see(ACK)?;
+        connection.send(RST, &[])?;
+        let class = Class::of(|packet| family == Family::Ipv6 && has(packet, Egress, RST));
+        // The connection is not over, so it is not remembered.
+        class.egress(unseen).anybodys().assert_in(&counting.finish()?, &[]);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_connection_that_is_never_finished_is_seen_with_its_repeated_syn_ack() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let _listener = site.factory.tcp_listener(any(PORT))?;

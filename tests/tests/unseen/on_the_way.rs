@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use traffic_agent::report::Direction;
-use traffic_lab::Stack;
 use traffic_lab::handmade::{FarEnd, Side};
 use traffic_lab::packet::Direction::Egress;
 use traffic_lab::packet::{Family, ICMP, ICMPV6, RST};
 use traffic_lab::topology::addresses;
+use traffic_lab::{Filter, Stack};
 use traffic_tests::figures::{self, Figures};
 use traffic_tests::rules;
 use traffic_tests::site::{Site, any, tcp, udp};
@@ -140,6 +140,27 @@ fn what_the_firewall_drops_on_its_way_out_is_neither_sent_nor_counted() -> Resul
         let egress = counted.report.totals.billed.egress;
         assert_eq!(egress.wire_bytes, u64::from(ip_header(family)) + 8 + 100);
         counted.assert_books_equal_capture(&[]);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_of_the_kernels_that_the_firewall_drops_is_counted_and_not_sent() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    for family in FAMILIES {
+        let rule = "OUTPUT -p tcp --tcp-flags RST RST -j DROP";
+        rules::add(&site.lab.proxy, family, rule)?;
+        let listener = site.factory.tcp_listener(any(PORT))?;
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        drop(listener);
+        far.syn(far.fresh_port(), PORT)?;
+        let counted = counting.finish()?;
+        let billed = counted.report.totals.billed;
+        assert_eq!(counted.trace.sum(Filter::all()).l3_bytes, u64::from(syn(family)));
+        assert_eq!(billed.ingress.wire_bytes, u64::from(syn(family)));
+        // One too many.
+        assert_eq!(billed.egress.wire_bytes, u64::from(reset(family)));
     }
     Ok(())
 }
