@@ -9,9 +9,12 @@
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`unseen`]: classes of packets that no cgroup hook sees.
 //! * [`frequency`]: a table of how often they occur.
+//! * [`contention`]: all that can interrupt an add, on one CPU.
+//! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod contention;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
@@ -19,6 +22,7 @@ pub mod frequency;
 pub mod options;
 pub mod proxies;
 pub mod rules;
+pub mod seed;
 pub mod site;
 pub mod unseen;
 

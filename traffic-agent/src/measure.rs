@@ -12,7 +12,8 @@ use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Directions, Finding, ProcessReport, Scope, Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Directions, Finding, ProcessReport, Protocol, Scope,
+    Severity, TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -148,13 +149,30 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
-        if !unused.is_empty() {
-            // Nobody listens there any more; its connections may still be going on.
-            let sockets = self.networks.sockets(Which::All, &self.owned)?;
-            for port in unused {
-                if !sockets.iter().any(|socket| network::uses_port(socket, port)) {
-                    self.counter.slots().release_port(port);
-                }
+        if unused.is_empty() { Ok(()) } else { self.release(unused) }
+    }
+
+    /// Takes ports on which nobody listens any more out of the client leg, unless their connections
+    /// are still going on.
+    fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {
+        let sockets = self.networks.sockets(Which::All, &self.owned)?;
+        unused.retain(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)));
+        for port in &unused {
+            self.counter.slots().release_port(*port);
+        }
+        if unused.is_empty() {
+            return Ok(());
+        }
+        // The program notices who opens one of them from here on; for who did so since the look above
+        // it was still taken.
+        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
+        for port in unused {
+            let opened = sockets.iter().any(|socket| {
+                network::uses_port(socket, port)
+                    && (port.protocol == Protocol::Udp || network::listens(socket))
+            });
+            if opened {
+                self.counter.slots().claim_port(port)?;
             }
         }
         Ok(())
@@ -252,6 +270,14 @@ impl<'h> Measurement<'h> {
             findings.push(no_traffic());
         }
         let totals = ledger::totals(&cells);
+        let counters = end.cells.iter().copied().map(Counters::from);
+        let scopes = [totals.billed, totals.unbilled, totals.loopback];
+        let sums = scopes.iter().flat_map(|scope| [scope.ingress, scope.egress]);
+        if counters.chain(sums).any(|counters| counters.at_limit())
+            || totals.billed.wire_bytes() == u64::MAX
+        {
+            findings.push(at_limit("counters", true));
+        }
         // Ports beyond the table are summed in a row without a number: as rows of their own they would
         // seem to have had no traffic.
         let listening = self.client_ports();
@@ -358,6 +384,21 @@ impl<'h> Measurement<'h> {
                 incomplete: false,
             });
         }
+        let cookies = self.networks.cookies_sent();
+        if cookies > 0 {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                code: "syn-cookies",
+                message: format!(
+                    "the kernel answered {cookies} SYNs with a cookie: these answers have no socket and are \
+                     not counted, 60 bytes each on IPv4, 80 on IPv6"
+                ),
+                remedy: "more connections came than the listener's queue holds: a flood, or a queue that \
+                         is too short (net.core.somaxconn)"
+                    .to_owned(),
+                incomplete: true,
+            });
+        }
         let missed = self.counter.missed().unwrap_or(0);
         if missed > 0 {
             findings.push(Finding {
@@ -424,24 +465,13 @@ fn not_answered(reason: &Unavailable) -> Finding {
         code: "kernel-answers-not-counted",
         message: format!(
             "packets that the kernel exchanges without the target's socket are not counted: {}",
-            chain(reason)
+            reason.with_causes()
         ),
         remedy: "late packets of connections that the proxy closed first: 104 bytes each on IPv4, 144 on \
                  IPv6; up to 0.04 % of short connections was measured, and nothing of bulk traffic"
             .to_owned(),
         incomplete: false,
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
@@ -477,6 +507,21 @@ fn cgroup_gone(cgroup: &Cgroup) -> Finding {
         ),
         remedy: "the service was restarted or stopped; measure again".to_owned(),
         incomplete: true,
+    }
+}
+
+/// Sums that do not fit: no figure is ever smaller than before, or a panic, because of that.
+pub fn at_limit(what: &str, incomplete: bool) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        code: "at-limit",
+        message: format!(
+            "{what} have reached {}, the largest that there is: they are at least that, and what is \
+             made of them means nothing",
+            u64::MAX
+        ),
+        remedy: "measure for a shorter time".to_owned(),
+        incomplete,
     }
 }
 
