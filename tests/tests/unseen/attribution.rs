@@ -1,9 +1,12 @@
 //! Whose a packet without a socket was: the target's, or anybody's.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use traffic_agent::ledger;
+use traffic_agent::report::{Directions, Origin, Scopes};
 use traffic_lab::handmade::{FarEnd, Side};
 use traffic_lab::packet::{ACK, FIN, Family, RST};
 use traffic_lab::{CountedCgroup, Stack};
@@ -82,6 +85,30 @@ fn late_packets_of_another_programs_connections_are_unseen_and_anybodys() -> Res
         let Some(anybodys) = counted.report.unattributed else { bail!("nothing is traced") };
         let pair = (anybodys.ingress.wire_bytes, anybodys.egress.wire_bytes);
         assert_eq!(pair, (bytes.into(), bytes.into()));
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_unseen_on_loopback_is_counted_out_and_in_all_the_same_and_not_billed() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let listener = site.factory.tcp_listener(any(PORT))?;
+    for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        let counting = site.count()?;
+        let mut client = site.factory.tcp_stream((address, PORT).into())?;
+        drop(listener.accept()?);
+        ensure!(client.read(&mut [0])? == 0, "something has come");
+        // Until the FIN is acknowledged.
+        counting.settle()?;
+        client.write_all(&[7; 100])?;
+        ensure!(client.take_error()?.is_some(), "no reset has come");
+        let report = counting.finish()?.report;
+        let Scopes { billed, loopback, .. } = report.totals;
+        assert_eq!(billed, Directions::default());
+        assert_eq!(loopback.ingress, loopback.egress);
+        // The data came to no socket, and none has sent the reset.
+        let kernel = ledger::sum(&report.cells, |cell| cell.origin == Origin::Kernel);
+        assert_eq!((kernel.ingress.payload_bytes, kernel.egress.packets), (100, 1));
     }
     Ok(())
 }
