@@ -1,6 +1,9 @@
 //! Connections that never come about: nobody listens, the proxy has given up, or the kernel keeps no
 //! state of them.
 
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
 use anyhow::{Result, ensure};
 use traffic_lab::Stack;
 use traffic_lab::handmade::{FarEnd, Side};
@@ -53,6 +56,30 @@ fn a_syn_to_the_proxys_port_while_the_proxy_is_down_is_unseen() -> Result<()> {
         let down = now();
         knock(&far, PORT)?;
         let class = Class::since(down).ingress([syn(family); 10]).egress([reset(family); 10]);
+        class.assert_in(&counting.finish()?, &[tcp(PORT)]);
+    }
+    Ok(())
+}
+
+#[test]
+fn thousands_of_unseen_syns_from_four_clients_at_once_are_all_counted() -> Result<()> {
+    const EACH: usize = 1000;
+    let site = Site::new(Stack::GsoGro)?;
+    for family in FAMILIES {
+        let listener = site.factory.tcp_listener(any(PORT))?;
+        let counting = site.count()?;
+        drop(listener);
+        let to = SocketAddr::from((addresses(family).proxy_client, PORT));
+        let connect = || (0..EACH).all(|_| TcpStream::connect(to).is_err());
+        let refused = site.lab.client.run_in(|| {
+            thread::scope(|scope| {
+                let clients: Vec<_> = (0..4).map(|_| scope.spawn(connect)).collect();
+                clients.into_iter().all(|client| client.join().unwrap_or(false))
+            })
+        })?;
+        ensure!(refused, "somebody listens");
+        let class =
+            Class::of(|_| true).ingress([syn(family); 4 * EACH]).egress([reset(family); 4 * EACH]);
         class.assert_in(&counting.finish()?, &[tcp(PORT)]);
     }
     Ok(())
