@@ -7,6 +7,8 @@
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`unseen`]: classes of packets that no cgroup hook sees.
+//! * [`frequency`]: a table of how often they occur.
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
@@ -17,11 +19,13 @@ pub mod contention;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod frequency;
 pub mod options;
 pub mod proxies;
 pub mod rules;
 pub mod seed;
 pub mod site;
+pub mod unseen;
 pub mod years;
 
 use std::env;
