@@ -6,6 +6,9 @@
 //! * [`exchange`]: one short TCP connection.
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
+//! * [`matrix`]: one cell of the truth matrix: traffic of one kind through sockets of the test.
+//! * [`truth`]: what a measurement is held against: captures, rules, and the applications' word.
+//! * [`processors`]: on which processors all of it runs.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
@@ -13,10 +16,13 @@ pub mod agent;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod matrix;
 pub mod options;
+pub mod processors;
 pub mod proxies;
 pub mod rules;
 pub mod site;
+pub mod truth;
 
 use std::env;
 use std::path::{Path, PathBuf};

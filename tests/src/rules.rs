@@ -36,11 +36,23 @@ pub fn read(namespace: &Namespace, family: Family, chain: &str) -> Result<RuleCo
     Ok(RuleCount { packets: next()?, bytes: next()? })
 }
 
-fn run(namespace: &Namespace, family: Family, arguments: &str) -> Result<String> {
-    let program = match family {
+/// A table with all counters, as iptables-save prints it.
+pub fn save(namespace: &Namespace, family: Family, table: &str) -> Result<String> {
+    run_program(namespace, &format!("{}-save", program(family)), &format!("-c -t {table}"))
+}
+
+fn program(family: Family) -> &'static str {
+    match family {
         Family::Ipv4 => "iptables",
         Family::Ipv6 => "ip6tables",
-    };
+    }
+}
+
+fn run(namespace: &Namespace, family: Family, arguments: &str) -> Result<String> {
+    run_program(namespace, program(family), arguments)
+}
+
+fn run_program(namespace: &Namespace, program: &str, arguments: &str) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments.split(' '));
     let output = namespace

@@ -1,0 +1,239 @@
+//! What a measurement is held against: three witnesses, none of them the product's.
+//!
+//! * `wire_packets`, `wire_bytes`, `payload_bytes`: the captures at both far ends, where nothing is
+//!   merged or split. Every coordinate of every cell.
+//! * `packets`, `bytes`: counting rules of iptables in the proxy's namespace, one per device, direction
+//!   and family. They see the same sk_buffs as the hook. On the way out no capture could: the device's
+//!   tap comes after segmentation. On the way in GRO is done before the tap, the rules and the hook
+//!   alike; the rules are taken for both. Without offloads the captures say the same once more.
+//! * `payload_bytes` again: what both applications say they gave to and got from their sockets, and
+//!   what the capture shows was sent again.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use traffic_agent::method::ListeningPort;
+use traffic_agent::report::{CellReport, Counters, Direction, Family};
+use traffic_lab::packet;
+use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, UPSTREAM_DEVICE};
+use traffic_lab::{Filter, Namespace};
+
+use crate::figures;
+use crate::rules::{self, RuleCount};
+
+const DEVICES: [&str; 2] = [CLIENT_DEVICE, UPSTREAM_DEVICE];
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+const FAMILIES: [(packet::Family, Family); 2] =
+    [(packet::Family::Ipv4, Family::Ipv4), (packet::Family::Ipv6, Family::Ipv6)];
+/// A table that the tests' own rules are not in.
+const TABLE: &str = "mangle";
+
+/// A device of the proxy, a direction and a family: what one rule counts.
+pub type Way = (&'static str, Direction, Family);
+
+/// What the rules have counted, by way. Complete: also what is zero.
+pub type AtHook = BTreeMap<Way, RuleCount>;
+
+/// The counting rules in a proxy's namespace.
+#[derive(Debug)]
+pub struct HookRules<'n> {
+    namespace: &'n Namespace,
+}
+
+impl<'n> HookRules<'n> {
+    /// Adds them.
+    pub fn add(namespace: &'n Namespace) -> Result<Self> {
+        for (family, _) in FAMILIES {
+            for device in DEVICES {
+                for direction in DIRECTIONS {
+                    let rule = rule(device, direction);
+                    rules::add_to(namespace, family, TABLE, &rule)?;
+                }
+            }
+        }
+        Ok(Self { namespace })
+    }
+
+    /// Reads them.
+    pub fn read(&self) -> Result<AtHook> {
+        let mut counts = AtHook::new();
+        for (family, version) in FAMILIES {
+            let saved = rules::save(self.namespace, family, TABLE)?;
+            for device in DEVICES {
+                for direction in DIRECTIONS {
+                    let rule = rule(device, direction);
+                    let count = find(&saved, &rule)
+                        .with_context(|| format!("{rule:?} is not in:\n{saved}"))?;
+                    counts.insert((device, direction, version), count);
+                }
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn rule(device: &str, direction: Direction) -> String {
+    match direction {
+        Direction::Ingress => format!("INPUT -i {device}"),
+        Direction::Egress => format!("OUTPUT -o {device}"),
+    }
+}
+
+/// Finds `[packets:bytes] -A RULE` in what iptables-save prints.
+fn find(saved: &str, rule: &str) -> Option<RuleCount> {
+    saved.lines().find_map(|line| {
+        let (counters, found) = line.strip_prefix('[')?.split_once("] -A ")?;
+        (found.trim_end() == rule).then_some(())?;
+        let (packets, bytes) = counters.split_once(':')?;
+        Some(RuleCount { packets: packets.parse().ok()?, bytes: bytes.parse().ok()? })
+    })
+}
+
+/// What was added to each rule.
+pub fn since(now: &AtHook, before: &AtHook) -> AtHook {
+    now.iter()
+        .map(|(way, count)| {
+            let before = before.get(way).copied().unwrap_or_default();
+            let added = RuleCount {
+                packets: count.packets - before.packets,
+                bytes: count.bytes - before.bytes,
+            };
+            (*way, added)
+        })
+        .collect()
+}
+
+/// What a far end's application gave to its sockets for the proxy, and got from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes towards the proxy.
+    pub to_proxy: u64,
+    /// Bytes from the proxy.
+    pub from_proxy: u64,
+}
+
+impl std::ops::AddAssign for Carried {
+    fn add_assign(&mut self, other: Self) {
+        self.to_proxy += other.to_proxy;
+        self.from_proxy += other.from_proxy;
+    }
+}
+
+/// What both applications say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Applications {
+    /// The client.
+    pub client: Carried,
+    /// The server.
+    pub upstream: Carried,
+}
+
+impl Applications {
+    fn on(&self, device: &str, direction: Direction) -> u64 {
+        let far_end = if device == CLIENT_DEVICE { self.client } else { self.upstream };
+        match direction {
+            Direction::Ingress => far_end.to_proxy,
+            Direction::Egress => far_end.from_proxy,
+        }
+    }
+}
+
+/// Holds cells against all witnesses; the error names what disagrees, with both numbers.
+pub fn compare(
+    cells: &[CellReport],
+    trace: &LabTrace,
+    listening: &[ListeningPort],
+    at_hook: &AtHook,
+    applications: Option<&Applications>,
+) -> Result<()> {
+    let (books, captured) = (figures::of_cells(cells), figures::of_capture(trace, listening));
+    ensure!(!books.is_empty(), "nothing was counted");
+    if books != captured {
+        let mut keys: Vec<_> = books.keys().chain(captured.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        let differences: Vec<String> = keys
+            .into_iter()
+            .filter(|key| books.get(key) != captured.get(key))
+            .map(|key| {
+                format!("{key:?}: cell {:?}, capture {:?}", books.get(key), captured.get(key))
+            })
+            .collect();
+        bail!("cells and capture disagree:\n{}", differences.join("\n"));
+    }
+    for (&way, &rule) in at_hook {
+        let hook = sum(cells, way);
+        let hook = RuleCount { packets: hook.packets, bytes: hook.bytes };
+        ensure!(hook == rule, "{way:?}: hook {hook:?}, rule {rule:?}");
+    }
+    if let Some(applications) = applications {
+        compare_payload(cells, trace, applications)?;
+    }
+    Ok(())
+}
+
+/// The payload is what the applications say, and what was sent again.
+fn compare_payload(
+    cells: &[CellReport],
+    trace: &LabTrace,
+    applications: &Applications,
+) -> Result<()> {
+    for (device, leg) in [(CLIENT_DEVICE, &trace.client), (UPSTREAM_DEVICE, &trace.upstream)] {
+        for direction in DIRECTIONS {
+            let filter = match direction {
+                Direction::Ingress => Filter::all().ingress(),
+                Direction::Egress => Filter::all().egress(),
+            };
+            let again = leg.trace.retransmitted_payload(filter);
+            let counted = on_device(cells, device, direction).payload_bytes;
+            let said = applications.on(device, direction);
+            ensure!(
+                counted == said + again,
+                "{device} {direction:?}: {counted} bytes of payload; the application says {said}, \
+                 and {again} were sent again"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The sum of the cells of a device and a direction, both families.
+pub fn on_device(cells: &[CellReport], device: &str, direction: Direction) -> Counters {
+    cells
+        .iter()
+        .filter(|cell| cell.interface == device && cell.direction == direction)
+        .map(|cell| cell.counters)
+        .fold(Counters::default(), add)
+}
+
+fn sum(cells: &[CellReport], (device, direction, family): Way) -> Counters {
+    cells
+        .iter()
+        .filter(|cell| cell.interface == device)
+        .filter(|cell| cell.direction == direction && cell.family == family)
+        .map(|cell| cell.counters)
+        .fold(Counters::default(), add)
+}
+
+fn add(a: Counters, b: Counters) -> Counters {
+    Counters {
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+        wire_packets: a.wire_packets + b.wire_packets,
+        wire_bytes: a.wire_bytes + b.wire_bytes,
+        payload_bytes: a.payload_bytes + b.payload_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_of_a_rule_are_found_in_what_is_saved() {
+        let saved = "*mangle\n:INPUT ACCEPT [9:9]\n[12:3456] -A INPUT -i eth0\n[1:2] -A INPUT -i eth1\nCOMMIT\n";
+        assert_eq!(find(saved, "INPUT -i eth0"), Some(RuleCount { packets: 12, bytes: 3456 }));
+        assert_eq!(find(saved, "INPUT -i eth"), None);
+        assert_eq!(find(saved, "OUTPUT -o eth0"), None);
+    }
+}
