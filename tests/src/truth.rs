@@ -20,6 +20,7 @@ use traffic_lab::{Filter, Namespace};
 
 use crate::figures;
 use crate::rules::{self, RuleCount};
+use crate::site::{Counted, Site};
 
 const DEVICES: [&str; 2] = [CLIENT_DEVICE, UPSTREAM_DEVICE];
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -129,12 +130,55 @@ pub struct Applications {
 }
 
 impl Applications {
+    /// So many bytes each way on the client leg, and on the upstream leg.
+    pub fn both_ways(client: usize, upstream: usize) -> Self {
+        let carried = |bytes| Carried { to_proxy: bytes as u64, from_proxy: bytes as u64 };
+        Self { client: carried(client), upstream: carried(upstream) }
+    }
+
     fn on(&self, device: &str, direction: Direction) -> u64 {
         let far_end = if device == CLIENT_DEVICE { self.client } else { self.upstream };
         match direction {
             Direction::Ingress => far_end.to_proxy,
             Direction::Egress => far_end.from_proxy,
         }
+    }
+}
+
+/// A site with the rules in its proxy's namespace: one measurement after the other is held against all
+/// witnesses.
+#[derive(Debug)]
+pub struct Witnesses<'s> {
+    site: &'s Site,
+    rules: HookRules<'s>,
+}
+
+impl<'s> Witnesses<'s> {
+    /// Adds the rules.
+    pub fn of(site: &'s Site) -> Result<Self> {
+        Ok(Self { site, rules: HookRules::add(&site.lab.proxy)? })
+    }
+
+    /// The site.
+    pub fn site(&self) -> &'s Site {
+        self.site
+    }
+
+    /// Counts while `traffic` goes on, which tells what both applications say, and holds every figure
+    /// against every witness. These ports are the client leg.
+    pub fn hold(
+        &self,
+        listening: &[ListeningPort],
+        traffic: impl FnOnce() -> Result<Applications>,
+    ) -> Result<Counted> {
+        let counting = self.site.count()?;
+        let before = self.rules.read()?;
+        let applications = traffic()?;
+        let counted = counting.finish()?;
+        let at_hook = since(&self.rules.read()?, &before);
+        let Counted { report, trace } = &counted;
+        compare(&report.cells, trace, listening, &at_hook, Some(&applications))?;
+        Ok(counted)
     }
 }
 

@@ -19,9 +19,9 @@ use traffic_lab::Namespace;
 use traffic_lab::packet::Family;
 use traffic_lab::topology::addresses;
 
-use super::join;
 use super::writing::{CONTENT, ZeroCopy, send_file};
-use crate::site::{SERVER_PORT, Site, any};
+use super::{Ends, join, mapped};
+use crate::site::{SERVER_PORT, any};
 use crate::truth::{Applications, Carried};
 
 /// Where the proxy takes datagrams: a port that the lab's kernels hand out to nobody.
@@ -77,17 +77,18 @@ struct Path<'p> {
 
 impl Datagrams {
     /// Drives them; returns what both ends say, and how many zero-copied sends the proxy made.
-    pub fn run(&self, site: &Site, family: Family) -> Result<(Applications, u64)> {
+    pub(super) fn run(&self, ends: &Ends<'_>) -> Result<(Applications, u64)> {
+        let (lab, family) = (&ends.site.lab, ends.family);
         let to_proxy: SocketAddr = (addresses(family).proxy_client, PORT).into();
-        let to_server: SocketAddr = (addresses(family).upstream, SERVER_PORT).into();
-        let server = far_socket(&site.lab.upstream, any(SERVER_PORT))?;
-        let listener = prepared(site.factory.udp(any(PORT))?)?;
+        let to_server = ends.server();
+        let server = far_socket(&lab.upstream, any(SERVER_PORT))?;
+        let listener = prepared(ends.factory.udp(any(PORT))?)?;
         setsockopt(&listener, sockopt::UdpGroSegment, &self.gro).context("UDP_GRO")?;
         let mut applications = Applications::default();
         let mut zero_copies = 0;
         for _ in 0..self.flows {
-            let client = far_socket(&site.lab.client, unspecified(family))?;
-            let upstream = prepared(site.factory.udp_unbound(to_server)?)?;
+            let client = far_socket(&lab.client, unspecified(family))?;
+            let upstream = prepared(ends.factory.udp_unbound(to_server)?)?;
             setsockopt(&upstream, sockopt::UdpGroSegment, &self.gro).context("UDP_GRO")?;
             upstream.connect(to_server)?;
             let client_address =
@@ -264,13 +265,5 @@ fn unspecified(family: Family) -> SocketAddr {
     match family {
         Family::Ipv4 => (Ipv4Addr::UNSPECIFIED, 0).into(),
         Family::Ipv6 => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    }
-}
-
-/// An address as an IPv6 socket takes it.
-fn mapped(address: SocketAddr) -> SocketAddr {
-    match address {
-        SocketAddr::V4(v4) => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
-        SocketAddr::V6(_) => address,
     }
 }

@@ -6,183 +6,57 @@
 //! One program instance counts all cells of a stack; a cell is the difference of two samples.
 
 mod datagram;
+mod kinds;
+mod setting;
 mod stream;
 mod writing;
 
-use std::fmt;
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use traffic_agent::measure::Measurement;
 use traffic_agent::report::{CellReport, Direction};
-use traffic_lab::Stack;
-use traffic_lab::packet::Family;
-use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, UPSTREAM_DEVICE};
+use traffic_lab::packet::{Family, Packet};
+use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, UPSTREAM_DEVICE, addresses};
+use traffic_lab::{CountedCgroup, Stack};
 
-pub use self::datagram::{Datagrams, Sending};
-pub use self::stream::{Listeners, Streams};
-pub use self::writing::Writing;
-use crate::processors::Processors;
-use crate::site::{RELAY_PORT, Site, tcp, udp};
+use self::datagram::Sending;
+use self::kinds::BOTH;
+pub use self::kinds::{ESSENCE, Kind, TCP, Traffic, UDP};
+use self::setting::Label;
+pub use self::setting::{Setting, Variant};
+use self::stream::Listeners;
+use self::writing::Writing;
+use crate::factory::Factory;
+use crate::site::{RELAY_PORT, SERVER_PORT, Site, tcp, udp};
 use crate::truth::{self, Applications, HookRules};
 
 /// Frames lost inside the lab spoil its truth; then the cell is driven again.
 const TRIES: u32 = 3;
-/// Some super-packets of 64 KiB on each leg, in each direction that is bulk.
-const BULK: usize = 2_000_000;
-/// Too little for a packet to be full, and still thousands of writes.
-const TINY: usize = 6_000;
-/// Of a small answer, or a question.
-const SMALL: usize = 500;
-
-/// Traffic of a cell.
-#[derive(Debug, Clone, Copy)]
-pub enum Traffic {
-    /// TCP.
-    Streams(Streams),
-    /// UDP.
-    Datagrams(Datagrams),
-}
-
-/// One kind of traffic, and what of it must be seen for the cell to prove what it says.
-#[derive(Debug, Clone, Copy)]
-pub struct Kind {
-    /// For the label.
-    pub name: &'static str,
-    /// What is driven.
-    pub traffic: Traffic,
-    /// With offloads, the proxy's stack must send super-packets on these devices.
-    pub merged_egress: &'static [&'static str],
-    /// And receive some on these.
-    pub merged_ingress: &'static [&'static str],
-}
-
-const BOTH: &[&str] = &[CLIENT_DEVICE, UPSTREAM_DEVICE];
-const STREAMS: Streams =
-    Streams { connections: 1, parallel: 1, up: BULK, down: BULK, writing: Writing::Copy };
-
-/// TCP in all its kinds.
-pub const TCP: [Kind; 7] = {
-    const fn kind(name: &'static str, streams: Streams) -> Kind {
-        let traffic = Traffic::Streams(streams);
-        Kind { name, traffic, merged_egress: BOTH, merged_ingress: BOTH }
-    }
-    [
-        Kind {
-            merged_egress: &[CLIENT_DEVICE],
-            merged_ingress: &[UPSTREAM_DEVICE],
-            ..kind("bulk down", Streams { up: SMALL, ..STREAMS })
-        },
-        Kind {
-            merged_egress: &[UPSTREAM_DEVICE],
-            merged_ingress: &[CLIENT_DEVICE],
-            ..kind("bulk up", Streams { down: SMALL, ..STREAMS })
-        },
-        Kind {
-            merged_egress: &[],
-            merged_ingress: &[],
-            ..kind(
-                "short connections",
-                Streams { connections: 80, parallel: 4, up: 200, down: 1_000, ..STREAMS },
-            )
-        },
-        Kind {
-            merged_egress: &[],
-            merged_ingress: &[],
-            ..kind(
-                "tiny writes",
-                Streams { up: TINY, down: TINY, writing: Writing::Tiny, ..STREAMS },
-            )
-        },
-        kind("sendfile", Streams { writing: Writing::Sendfile, ..STREAMS }),
-        kind("splice", Streams { writing: Writing::Splice, ..STREAMS }),
-        kind("MSG_ZEROCOPY", Streams { writing: Writing::ZeroCopy, ..STREAMS }),
-    ]
-};
-
-/// Payloads of 500 datagrams, the last of them short.
-const MANY: [usize; 500] = {
-    let mut payloads = [1_200; 500];
-    payloads[499] = 321;
-    payloads
-};
-/// Payloads of zero to seven bytes.
-const FEW_BYTES: [usize; 400] = {
-    let mut payloads = [0; 400];
-    let mut number = 0;
-    while number < 400 {
-        payloads[number] = number % 8;
-        number += 1;
-    }
-    payloads
-};
-const ONE: &[usize] = &[SMALL];
-const DATAGRAMS: Datagrams = Datagrams {
-    flows: 1,
-    up: &MANY,
-    down: &MANY,
-    far: Sending::Plain,
-    proxy: Sending::Plain,
-    gro: false,
-};
-
-/// UDP in all its kinds.
-pub const UDP: [Kind; 8] = {
-    const fn kind(name: &'static str, datagrams: Datagrams) -> Kind {
-        let traffic = Traffic::Datagrams(datagrams);
-        Kind { name, traffic, merged_egress: &[], merged_ingress: &[] }
-    }
-    [
-        kind("bulk down", Datagrams { up: ONE, ..DATAGRAMS }),
-        kind("bulk up", Datagrams { down: ONE, ..DATAGRAMS }),
-        kind("short flows", Datagrams { flows: 60, up: &[60], down: &[300], ..DATAGRAMS }),
-        kind("tiny writes", Datagrams { up: &FEW_BYTES, down: &FEW_BYTES, ..DATAGRAMS }),
-        kind("sendfile", Datagrams { proxy: Sending::Sendfile, ..DATAGRAMS }),
-        kind("MSG_ZEROCOPY", Datagrams { proxy: Sending::ZeroCopy, ..DATAGRAMS }),
-        Kind {
-            merged_egress: BOTH,
-            ..kind("UDP_SEGMENT", Datagrams { proxy: Sending::Segmented, ..DATAGRAMS })
-        },
-        Kind {
-            merged_egress: BOTH,
-            merged_ingress: BOTH,
-            ..kind(
-                "UDP_SEGMENT and UDP_GRO",
-                Datagrams {
-                    far: Sending::Segmented,
-                    proxy: Sending::Segmented,
-                    gro: true,
-                    ..DATAGRAMS
-                },
-            )
-        },
-    ]
-};
-
-/// Where a cell is in the matrix.
-#[derive(Debug, Clone, Copy)]
-struct Label {
-    kind: Kind,
+/// Whose sockets a cell uses, and by which addresses.
+struct Ends<'s> {
+    site: &'s Site,
+    factory: &'s Factory,
     family: Family,
-    stack: Stack,
-    processors: Processors,
+    mapped: bool,
 }
 
-impl fmt::Display for Label {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.kind.traffic {
-            Traffic::Streams(_) => "TCP",
-            Traffic::Datagrams(_) => "UDP",
-        };
-        let family = match self.family {
-            Family::Ipv4 => "IPv4",
-            Family::Ipv6 => "IPv6",
-        };
-        let offloads = if self.stack == Stack::Plain { "off" } else { "on" };
-        let (name, processors) = (self.kind.name, self.processors);
-        write!(formatter, "{protocol} {family}, offloads {offloads}, {processors}, {name}")
+impl Ends<'_> {
+    /// The server's address as the proxy connects to it.
+    fn server(&self) -> SocketAddr {
+        let server = (addresses(self.family).upstream, SERVER_PORT).into();
+        if self.mapped { mapped(server) } else { server }
+    }
+}
+
+/// An address as an IPv6 socket takes it.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -195,25 +69,41 @@ struct Found {
 /// The site, and all that stays from cell to cell.
 struct Bench<'s> {
     site: &'s Site,
+    factory: &'s Factory,
     rules: HookRules<'s>,
     measurement: Measurement<'s>,
     listeners: Listeners,
 }
 
+/// A cgroup below the counted one, with a factory in it, which must end first.
+struct Below {
+    factory: Factory,
+    _cgroup: CountedCgroup,
+}
+
 /// Drives all kinds of traffic, IPv4 and IPv6, and prints a line per cell. An error lists every cell in
 /// which a figure differs.
-pub fn check(stack: Stack, processors: Processors, kinds: &[Kind]) -> Result<()> {
-    let _taken = processors.take()?;
-    let site = Site::new(stack)?;
-    let listeners = Listeners::open(&site)?;
+pub fn check<'k>(setting: Setting, kinds: impl IntoIterator<Item = &'k Kind>) -> Result<()> {
+    let _taken = setting.processors.take()?;
+    let site = Site::new(setting.stack)?;
+    setting.variant.prepare(&site)?;
+    let below = match setting.variant {
+        Variant::SubCgroup => {
+            let cgroup = site.cgroup.child("below")?;
+            Some(Below { factory: Factory::start(&site.lab.proxy, &cgroup)?, _cgroup: cgroup })
+        }
+        _ => None,
+    };
+    let factory = below.as_ref().map_or(&site.factory, |below| &below.factory);
+    let listeners = Listeners::open(&site, factory)?;
     let rules = HookRules::add(&site.lab.proxy)?;
     let measurement = Measurement::start(&site.host, site.plan()?)?;
-    let mut bench = Bench { site: &site, rules, measurement, listeners };
+    let mut bench = Bench { site: &site, factory, rules, measurement, listeners };
     say("")?;
     let mut wrong = Vec::new();
     for &kind in kinds {
-        for family in [Family::Ipv4, Family::Ipv6] {
-            let label = Label { kind, family, stack, processors };
+        for &family in setting.variant.families() {
+            let label = Label { kind, family, setting };
             let begin = Instant::now();
             match bench.cell(&label) {
                 Ok(found) => say(&format!(
@@ -252,11 +142,13 @@ impl Bench<'_> {
 
     /// Ok(Err) if the far ends saw frames that never reached the proxy, by its device's counters.
     fn try_cell(&mut self, label: &Label) -> Result<Result<Found>> {
+        let mapped = label.setting.variant == Variant::Mapped;
+        let ends = Ends { site: self.site, factory: self.factory, family: label.family, mapped };
         let capture = self.site.lab.capture()?;
         let (rules_before, start) = (self.rules.read()?, self.measurement.sample()?);
         let driven = match label.kind.traffic {
-            Traffic::Streams(streams) => streams.run(self.site, label.family, &self.listeners),
-            Traffic::Datagrams(datagrams) => datagrams.run(self.site, label.family),
+            Traffic::Streams(streams) => streams.run(&ends, &self.listeners),
+            Traffic::Datagrams(datagrams) => datagrams.run(&ends),
         };
         let trace = capture.stop()?;
         if let Err(lost) = trace.check() {
@@ -288,6 +180,7 @@ impl Found {
             Traffic::Datagrams(datagrams) => datagrams.proxy == Sending::ZeroCopy,
         };
         ensure!(zero_copied == (zero_copies > 0), "{zero_copies} zero-copied sends");
+        self.check_headers(label)?;
         for direction in [Direction::Ingress, Direction::Egress] {
             for device in BOTH {
                 let sum = truth::on_device(&self.cells, device, direction);
@@ -297,7 +190,7 @@ impl Found {
                 };
                 let segmented_udp = matches!(label.kind.traffic, Traffic::Datagrams(_))
                     && direction == Direction::Egress;
-                match label.stack {
+                match label.setting.stack {
                     // A program's own UDP_SEGMENT is a super-packet, whatever the device can do.
                     Stack::Plain if !segmented_udp => ensure!(
                         (sum.packets, sum.bytes) == (sum.wire_packets, sum.wire_bytes),
@@ -310,6 +203,29 @@ impl Found {
                     _ => {}
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Full packets of TCP are of the MTU, and their headers have timestamps or not.
+    fn check_headers(&self, label: &Label) -> Result<()> {
+        let merged = [label.kind.merged_egress, label.kind.merged_ingress].concat();
+        if matches!(label.kind.traffic, Traffic::Datagrams(_)) || merged.is_empty() {
+            return Ok(());
+        }
+        let largest = |packets: &[Packet]| packets.iter().map(|one| one.headers.l3_bytes).max();
+        let headers = 40 + if label.family == Family::Ipv6 { 20 } else { 0 };
+        let options = if label.setting.variant == Variant::NoTimestamps { 0 } else { 12 };
+        for leg in [&self.trace.client, &self.trace.upstream] {
+            let packets = &leg.trace.packets;
+            let mtu = label.setting.variant.mtu();
+            ensure!(largest(packets) == Some(mtu), "the largest is {:?}", largest(packets));
+            let expected = headers + options;
+            let full = packets.iter().filter(|packet| packet.headers.l3_bytes == mtu);
+            let mut different =
+                full.filter(|packet| mtu - packet.headers.payload_bytes != expected);
+            let different = different.next();
+            ensure!(different.is_none(), "headers are not of {expected} bytes: {different:?}");
         }
         Ok(())
     }
@@ -328,7 +244,7 @@ impl Found {
                 let captured = leg.trace.sum(traffic_lab::Filter::all());
                 let counted = ingress.wire_bytes + egress.wire_bytes;
                 format!(
-                    "{name} {counted} B in {} wire packets of {} at the hook, {} unexplained",
+                    "{name} {counted} B in {} packets ({} at the hook), {} B unexplained",
                     captured.packets,
                     ingress.packets + egress.packets,
                     counted.abs_diff(captured.l3_bytes)

@@ -7,12 +7,12 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use traffic_lab::packet::Family;
 use traffic_lab::relay::bind_listener;
 use traffic_lab::topology::addresses;
 
-use super::join;
 use super::writing::{CHUNK, CONTENT, Writing, forward};
+use super::{Ends, join};
+use crate::factory::Factory;
 use crate::site::{RELAY_PORT, SERVER_PORT, Site, any};
 use crate::truth::{Applications, Carried};
 
@@ -43,8 +43,8 @@ pub struct Listeners {
 
 impl Listeners {
     /// Opens both.
-    pub fn open(site: &Site) -> Result<Self> {
-        let proxy = site.factory.tcp_listener(any(RELAY_PORT))?;
+    pub fn open(site: &Site, factory: &Factory) -> Result<Self> {
+        let proxy = factory.tcp_listener(any(RELAY_PORT))?;
         let server: TcpListener =
             site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
         for listener in [&proxy, &server] {
@@ -59,18 +59,16 @@ impl Listeners {
 
 impl Streams {
     /// Drives them; returns what both ends say, and how many zero-copied sends the proxy made.
-    pub fn run(
+    pub(super) fn run(
         &self,
-        site: &Site,
-        family: Family,
+        ends: &Ends<'_>,
         listeners: &Listeners,
     ) -> Result<(Applications, u64)> {
-        let to_proxy = (addresses(family).proxy_client, RELAY_PORT).into();
-        let to_server = (addresses(family).upstream, SERVER_PORT).into();
+        let to_proxy = (addresses(ends.family).proxy_client, RELAY_PORT).into();
         thread::scope(|scope| {
             let server = scope.spawn(move || self.serve(scope, &listeners.server));
-            let proxy = scope.spawn(move || self.relay(scope, site, &listeners.proxy, to_server));
-            let client = site.lab.client.run_in(|| self.call(to_proxy))?;
+            let proxy = scope.spawn(move || self.relay(scope, ends, &listeners.proxy));
+            let client = ends.site.lab.client.run_in(|| self.call(to_proxy))?;
             // All have ended before one's error is returned: the others' is mostly the consequence.
             let (server, proxy) = (join(server), join(proxy));
             let client = client.context("the client")?;
@@ -118,15 +116,14 @@ impl Streams {
     fn relay<'s>(
         &'s self,
         scope: &'s Scope<'s, '_>,
-        site: &'s Site,
+        ends: &'s Ends<'_>,
         listener: &'s TcpListener,
-        server: SocketAddr,
     ) -> Result<u64> {
         let mut connections = Vec::new();
         for _ in 0..self.connections {
             let (client, _) = listener.accept().context("nobody connects")?;
             connections.push(scope.spawn(move || -> Result<u64> {
-                let upstream = site.factory.tcp_stream(server)?;
+                let upstream = ends.factory.tcp_stream(ends.server())?;
                 prepare(&client)?;
                 prepare(&upstream)?;
                 thread::scope(|scope| {
