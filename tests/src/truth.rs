@@ -18,7 +18,7 @@ use traffic_lab::packet;
 use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, UPSTREAM_DEVICE};
 use traffic_lab::{Filter, Namespace};
 
-use crate::figures;
+use crate::figures::{self, Books};
 use crate::rules::{self, RuleCount};
 use crate::site::{Counted, Site};
 
@@ -161,28 +161,38 @@ impl<'s> Witnesses<'s> {
         listening: &[ListeningPort],
         traffic: impl FnOnce() -> Result<Option<Applications>>,
     ) -> Result<Counted> {
+        self.hold_as(|trace| figures::of_capture(trace, listening), traffic)
+    }
+
+    /// As [`Witnesses::hold`], where the cells are not under the coordinates that the wire shows:
+    /// `expected` makes their books of the captures.
+    pub fn hold_as(
+        &self,
+        expected: impl FnOnce(&LabTrace) -> Books,
+        traffic: impl FnOnce() -> Result<Option<Applications>>,
+    ) -> Result<Counted> {
         let counting = self.site.count()?;
         let before = self.rules.read()?;
         let applications = traffic()?;
         let counted = counting.finish()?;
         let at_hook = since(&self.rules.read()?, &before);
         let Counted { report, trace } = &counted;
-        compare(&report.cells, trace, listening, &at_hook, applications.as_ref())?;
+        compare(&report.cells, trace, &expected(trace), &at_hook, applications.as_ref())?;
         Ok(counted)
     }
 }
 
-/// Holds cells against all witnesses; the error names what disagrees, with both numbers.
+/// Holds cells against all witnesses, of which `captured` are the books of the captures; the error names what disagrees, with both numbers.
 pub fn compare(
     cells: &[CellReport],
     trace: &LabTrace,
-    listening: &[ListeningPort],
+    captured: &Books,
     at_hook: &AtHook,
     applications: Option<&Applications>,
 ) -> Result<()> {
-    let (books, captured) = (figures::of_cells(cells), figures::of_capture(trace, listening));
+    let books = figures::of_cells(cells);
     ensure!(!books.is_empty(), "nothing was counted");
-    if books != captured {
+    if books != *captured {
         let mut keys: Vec<_> = books.keys().chain(captured.keys()).collect();
         keys.sort();
         keys.dedup();

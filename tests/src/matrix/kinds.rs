@@ -37,11 +37,17 @@ pub struct Kind {
 
 /// Both devices of the proxy.
 pub(super) const BOTH: &[&str] = &[CLIENT_DEVICE, UPSTREAM_DEVICE];
-const STREAMS: Streams =
-    Streams { connections: 1, parallel: 1, up: BULK, down: BULK, writing: Writing::Copy };
+const STREAMS: Streams = Streams {
+    connections: 1,
+    parallel: 1,
+    up: BULK,
+    down: BULK,
+    at_once: false,
+    writing: Writing::Copy,
+};
 
 /// TCP in all its kinds.
-pub static TCP: [Kind; 7] = {
+pub static TCP: [Kind; 8] = {
     const fn kind(name: &'static str, streams: Streams) -> Kind {
         let traffic = Traffic::Streams(streams);
         Kind { name, traffic, merged_egress: BOTH, merged_ingress: BOTH }
@@ -57,6 +63,17 @@ pub static TCP: [Kind; 7] = {
             merged_ingress: &[CLIENT_DEVICE],
             ..kind("bulk up", Streams { down: SMALL, ..STREAMS })
         },
+        kind(
+            "bulk both ways at once",
+            Streams {
+                connections: 2,
+                parallel: 2,
+                up: BULK / 2,
+                down: BULK / 2,
+                at_once: true,
+                ..STREAMS
+            },
+        ),
         Kind {
             merged_egress: &[],
             merged_ingress: &[],
@@ -139,4 +156,4 @@ pub static UDP: [Kind; 8] = {
 };
 
 /// Of each protocol, the kind with the most super-packets both ways, and the short one.
-pub static ESSENCE: [&Kind; 4] = [&TCP[4], &TCP[2], &UDP[7], &UDP[2]];
+pub static ESSENCE: [&Kind; 4] = [&TCP[5], &TCP[3], &UDP[7], &UDP[2]];

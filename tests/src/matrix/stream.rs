@@ -28,8 +28,10 @@ pub struct Streams {
     pub parallel: usize,
     /// Bytes from the client to the server, each.
     pub up: usize,
-    /// Bytes back, when all have come.
+    /// Bytes back; when all have come, unless both go at once.
     pub down: usize,
+    /// Whether both directions go at once.
+    pub at_once: bool,
     /// How the proxy writes, both ways.
     pub writing: Writing,
 }
@@ -78,15 +80,14 @@ impl Streams {
         })
     }
 
-    /// The client: sends all, then receives to the end.
+    /// The client: sends first.
     fn call(&self, to: SocketAddr) -> Result<Carried> {
         let worker = |count: usize| -> Result<Carried> {
             let mut carried = Carried::default();
             for _ in 0..count {
                 let stream = TcpStream::connect_timeout(&to, SILENCE)?;
                 prepare(&stream)?;
-                carried.to_proxy += self.send(&stream, self.up)?;
-                carried.from_proxy += receive(&stream, self.down)?;
+                carried += self.exchange(&stream, self.up, self.down, true)?;
             }
             Ok(carried)
         };
@@ -97,17 +98,14 @@ impl Streams {
         })
     }
 
-    /// The server: receives to the end, then sends all.
+    /// The server: receives first.
     fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>, listener: &'s TcpListener) -> Result<Carried> {
         let mut connections = Vec::new();
         for _ in 0..self.connections {
             let (stream, _) = listener.accept().context("nobody connects")?;
             prepare(&stream)?;
-            connections.push(scope.spawn(move || {
-                let from_proxy = receive(&stream, self.up)?;
-                let to_proxy = self.send(&stream, self.down)?;
-                Ok(Carried { to_proxy, from_proxy })
-            }));
+            connections
+                .push(scope.spawn(move || self.exchange(&stream, self.down, self.up, false)));
         }
         sum(connections)
     }
@@ -134,6 +132,29 @@ impl Streams {
             }));
         }
         connections.into_iter().map(join).sum()
+    }
+
+    /// Sends and receives so many bytes: both at once, or one after the other.
+    fn exchange(
+        &self,
+        stream: &TcpStream,
+        send: usize,
+        expected: usize,
+        sends_first: bool,
+    ) -> Result<Carried> {
+        if self.at_once {
+            return thread::scope(|scope| {
+                let sending = scope.spawn(|| self.send(stream, send));
+                let from_proxy = receive(stream, expected);
+                Ok(Carried { to_proxy: join(sending)?, from_proxy: from_proxy? })
+            });
+        }
+        if sends_first {
+            let to_proxy = self.send(stream, send)?;
+            return Ok(Carried { to_proxy, from_proxy: receive(stream, expected)? });
+        }
+        let from_proxy = receive(stream, expected)?;
+        Ok(Carried { to_proxy: self.send(stream, send)?, from_proxy })
     }
 
     /// Sends so many bytes, in the size of the proxy's writes if those are tiny, and ends.
