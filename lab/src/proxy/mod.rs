@@ -69,10 +69,25 @@ impl Program {
     /// The protocols that [`Proxy::start`] can make it speak; the first is the plainest.
     pub fn protocols(self) -> &'static [Protocol] {
         use Protocol::{
-            Hysteria2, Shadowsocks, Shadowsocks2022, VlessTcp, VlessTlsVision, VmessTcp, VmessWs,
+            Http, Hysteria2, Shadowsocks, Shadowsocks2022, Socks, TrojanTls, VlessGrpc,
+            VlessHttpUpgrade, VlessKcp, VlessTcp, VlessTlsVision, VlessXhttp, VmessTcp, VmessWs,
         };
         match self {
-            Self::Xray => &[VlessTcp, VlessTlsVision, VmessWs, Shadowsocks2022],
+            Self::Xray => &[
+                VlessTcp,
+                VlessTlsVision,
+                VlessGrpc,
+                VlessXhttp,
+                VlessHttpUpgrade,
+                VlessKcp,
+                VmessTcp,
+                VmessWs,
+                TrojanTls,
+                Shadowsocks,
+                Shadowsocks2022,
+                Socks,
+                Http,
+            ],
             Self::SingBox => &[VlessTcp, Shadowsocks2022, Hysteria2],
             Self::V2ray => &[VmessTcp, VmessWs, VlessTcp, Shadowsocks],
         }
@@ -103,10 +118,24 @@ pub enum Protocol {
     VlessTcp,
     /// VLESS over TLS over TCP with the flow xtls-rprx-vision.
     VlessTlsVision,
+    /// VLESS over gRPC over TCP.
+    VlessGrpc,
+    /// VLESS over XHTTP over TCP.
+    VlessXhttp,
+    /// VLESS over an upgraded HTTP connection.
+    VlessHttpUpgrade,
+    /// VLESS over mKCP: UDP.
+    VlessKcp,
     /// VMess over TCP.
     VmessTcp,
     /// VMess over WebSocket over TCP.
     VmessWs,
+    /// Trojan over TLS over TCP.
+    TrojanTls,
+    /// SOCKS5, without authentication.
+    Socks,
+    /// HTTP CONNECT.
+    Http,
     /// Shadowsocks with aes-128-gcm.
     Shadowsocks,
     /// Shadowsocks with 2022-blake3-aes-128-gcm.
@@ -119,14 +148,14 @@ impl Protocol {
     /// What the server instance listens on.
     pub fn transport(self) -> Transport {
         match self {
-            Self::Hysteria2 => Transport::Udp,
+            Self::Hysteria2 | Self::VlessKcp => Transport::Udp,
             _ => Transport::Tcp,
         }
     }
 
     /// Whether the server instance needs a certificate.
     fn has_tls(self) -> bool {
-        matches!(self, Self::VlessTlsVision | Self::Hysteria2)
+        matches!(self, Self::VlessTlsVision | Self::TrojanTls | Self::Hysteria2)
     }
 }
 
@@ -137,6 +166,13 @@ impl fmt::Display for Protocol {
             Self::VlessTlsVision => "VLESS TLS vision",
             Self::VmessTcp => "VMess tcp",
             Self::VmessWs => "VMess ws",
+            Self::VlessGrpc => "VLESS gRPC",
+            Self::VlessXhttp => "VLESS XHTTP",
+            Self::VlessHttpUpgrade => "VLESS HTTPUpgrade",
+            Self::VlessKcp => "VLESS mKCP",
+            Self::TrojanTls => "Trojan TLS",
+            Self::Socks => "SOCKS",
+            Self::Http => "HTTP",
             Self::Shadowsocks => "Shadowsocks",
             Self::Shadowsocks2022 => "Shadowsocks 2022",
             Self::Hysteria2 => "hysteria2",
