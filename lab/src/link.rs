@@ -17,6 +17,7 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::namespace::Namespace;
+use crate::offload;
 
 /// One end of a veth pair: where it is, what it is called, and its addresses with prefix lengths.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +33,7 @@ pub struct End<'a> {
 /// The last octet of the next pair's hardware address.
 static NEXT_PAIR: AtomicU8 = AtomicU8::new(1);
 
-/// Makes a veth pair, gives both ends their addresses and brings both up.
+/// Makes a veth pair, gives both ends their addresses and brings both up. Packets pass on return.
 ///
 /// It ends with either namespace.
 pub fn connect(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
@@ -67,7 +68,8 @@ pub fn connect(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
             add_address(end.namespace, end.name, address, prefix)?;
         }
     }
-    Ok(())
+    // The end that came up first got its carrier from the other.
+    [a, b].into_iter().try_for_each(|end| offload::await_link(end.namespace, end.name))
 }
 
 /// Brings a device up.

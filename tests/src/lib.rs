@@ -10,9 +10,12 @@
 //! * [`truth`]: what a measurement is held against: captures, rules, and the applications' word.
 //! * [`processors`]: on which processors all of it runs.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`contention`]: all that can interrupt an add, on one CPU.
+//! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod contention;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
@@ -21,6 +24,7 @@ pub mod options;
 pub mod processors;
 pub mod proxies;
 pub mod rules;
+pub mod seed;
 pub mod site;
 pub mod truth;
 

@@ -18,7 +18,7 @@ use serde_json::Value;
 use self::tally::Tally;
 use crate::{
     command::{self, announce},
-    debian,
+    debian, ebpf,
     workspace::Workspace,
 };
 
@@ -26,6 +26,9 @@ use crate::{
 const PACKAGE: &str = "traffic-tests";
 /// Its test targets that begin so are end to end, with real proxies; the others are kernel tests.
 const END_TO_END: &str = "proxy_";
+
+/// The test that loads an object with plain adds, which is built for nothing else.
+const PLAIN_ADDS: &str = "plain_adds_lose_what_they_lose";
 
 /// Flags of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -60,6 +63,11 @@ impl Options {
         let all = !(self.unit || self.kernel || self.e2e);
         Parts { unit: all || self.unit, kernel: all || self.kernel, end_to_end: all || self.e2e }
     }
+
+    /// Whether the filter leaves this test.
+    fn runs(&self, test: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| test.contains(filter))
+    }
 }
 
 /// Runs the tests and prints their sum as the last line.
@@ -89,6 +97,11 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         tools::proxies(workspace)?;
     }
 
+    let plain_adds = match parts.kernel && options.runs(PLAIN_ADDS) {
+        true => Some(ebpf::plain_adds(workspace)?),
+        false => None,
+    };
+
     let mut tally = Tally::default();
     if parts.unit {
         announce("unit tests");
@@ -110,6 +123,9 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
             .env("PATH", command::path_with(&bin)?);
         if let Some(object) = object {
             cargo.env("TRAFFIC_AGENT_OBJECT", object);
+        }
+        if let Some(object) = plain_adds {
+            cargo.env("TRAFFIC_PLAIN_ADDS_OBJECT", object);
         }
         tally.add(run_tests(&mut cargo)?);
     }

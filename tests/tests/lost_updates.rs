@@ -1,0 +1,111 @@
+//! No packet is lost between two adds to the same counter, whatever interrupts whom: all threads of both
+//! ends on one CPU. The device's own counters are the truth.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use traffic_lab::CountedCgroup;
+use traffic_lab::link::DeviceCounters;
+use traffic_tests::agent::{Desk, Report};
+use traffic_tests::contention::Contention;
+
+/// Adds, out and in together: each packet on the device passes both hooks.
+const PACKETS: u64 = 50_000_000;
+/// A machine that is slower than a tenth of what a small one does is stuck.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// The counters of a cell in the order in which the program adds to them.
+const COUNTERS: [&str; 5] = ["packets", "bytes", "wire_packets", "wire_bytes", "payload_bytes"];
+
+/// What was counted in one direction, and what the device has carried meanwhile.
+#[derive(Debug)]
+struct Counted {
+    direction: &'static str,
+    cells: [u64; 5],
+    device_packets: u64,
+    device_bytes: u64,
+}
+
+impl Counted {
+    /// Of each counter: what it is short of the truth.
+    fn lost(&self) -> [i128; 5] {
+        let truth =
+            [self.device_packets, self.device_bytes, self.device_packets, self.device_bytes];
+        let lost = |index: usize| i128::from(truth[index]) - i128::from(self.cells[index]);
+        [lost(0), lost(1), lost(2), lost(3), 0]
+    }
+}
+
+/// Runs the contention with an object, or the committed one, and returns what was counted.
+fn count(packets: u64, object: Option<PathBuf>) -> Result<[Counted; 2]> {
+    let cgroup = CountedCgroup::new("contention")?;
+    let contention = Contention::new(&cgroup)?;
+    let desk = Desk::new()?;
+    let target = format!("contention=cgroup:{}", cgroup.cgroup_path());
+    let arguments = ["compare", "--json", "--target", &target, "-d", "1h", "-i", "200ms"];
+    let mut running = desk.start(arguments, None, |command| {
+        if let Some(object) = object {
+            command.env("TRAFFIC_AGENT_OBJECT", object);
+        }
+    })?;
+    running.wait_for_output("\"interval\"")?;
+
+    let before = contention.counters()?;
+    contention.run(packets.div_ceil(2), WITHIN)?;
+    let device = contention.counters()?.since(before);
+    running.signal(Signal::SIGINT)?;
+    let ended = running.finish()?;
+    ensure!(ended.code()? == 0, "{}", ended.stderr);
+    // What the backlog refuses was counted out, and not by the device.
+    ensure!(device.ingress_dropped == 0, "{device:?}");
+    compared(&ended.last_report()?, device)
+}
+
+fn compared(report: &Report, device: DeviceCounters) -> Result<[Counted; 2]> {
+    let cells = report.target()["cells"].as_array().context("no cells")?;
+    let sum = |direction: &str| {
+        let mut sums = [0; 5];
+        for cell in cells.iter().filter(|cell| cell["direction"] == direction) {
+            for (sum, counter) in sums.iter_mut().zip(COUNTERS) {
+                *sum += cell.get(counter).and_then(Value::as_u64).unwrap_or_default();
+            }
+        }
+        sums
+    };
+    let DeviceCounters { ingress_packets, ingress_bytes, egress_packets, egress_bytes, .. } =
+        device;
+    Ok([("ingress", ingress_packets, ingress_bytes), ("egress", egress_packets, egress_bytes)].map(
+        |(direction, device_packets, device_bytes)| Counted {
+            direction,
+            cells: sum(direction),
+            device_packets,
+            device_bytes,
+        },
+    ))
+}
+
+#[test]
+fn not_one_of_fifty_million_adds_is_lost() -> Result<()> {
+    let [ingress, egress] = count(PACKETS, None)?;
+    println!("{ingress:?}\n{egress:?}");
+    let counted = ingress.cells[0] + egress.cells[0];
+    assert!(counted >= PACKETS, "{counted}");
+    assert_eq!((ingress.lost(), egress.lost()), ([0; 5], [0; 5]), "{ingress:?} {egress:?}");
+    // Each packet went out once and came in once.
+    assert_eq!(ingress.cells, egress.cells);
+    Ok(())
+}
+
+#[test]
+fn plain_adds_lose_what_they_lose() -> Result<()> {
+    let object = std::env::var_os("TRAFFIC_PLAIN_ADDS_OBJECT").context(
+        "TRAFFIC_PLAIN_ADDS_OBJECT does not name the object with plain adds: run `cargo xtask test`",
+    )?;
+    for counted in count(PACKETS / 10, Some(object.into()))? {
+        println!("plain adds, {}: {:?} lost of {counted:?}", counted.direction, counted.lost());
+    }
+    Ok(())
+}
