@@ -7,7 +7,7 @@
 //!   tap comes after segmentation. On the way in GRO is done before the tap, the rules and the hook
 //!   alike; the rules are taken for both. Without offloads the captures say the same once more.
 //! * `payload_bytes` again: what both applications say they gave to and got from their sockets, and
-//!   what the capture shows was sent again.
+//!   what the capture shows was sent again, which is `retransmitted_bytes`.
 
 use std::collections::BTreeMap;
 
@@ -206,21 +206,21 @@ pub fn compare(
         bail!("cells and capture disagree:\n{}", differences.join("\n"));
     }
     for (&way, &rule) in at_hook {
-        let hook = sum(cells, way);
+        let (device, direction, family) = way;
+        let hook = sum(cells, |cell| {
+            cell.interface == device && cell.direction == direction && cell.family == family
+        });
         let hook = RuleCount { packets: hook.packets, bytes: hook.bytes };
         ensure!(hook == rule, "{way:?}: hook {hook:?}, rule {rule:?}");
     }
-    if let Some(applications) = applications {
-        compare_payload(cells, trace, applications)?;
-    }
-    Ok(())
+    compare_payload(cells, trace, applications)
 }
 
 /// The payload is what the applications say, and what was sent again.
 fn compare_payload(
     cells: &[CellReport],
     trace: &LabTrace,
-    applications: &Applications,
+    applications: Option<&Applications>,
 ) -> Result<()> {
     for (device, leg) in [(CLIENT_DEVICE, &trace.client), (UPSTREAM_DEVICE, &trace.upstream)] {
         for direction in DIRECTIONS {
@@ -229,8 +229,14 @@ fn compare_payload(
                 Direction::Egress => Filter::all().egress(),
             };
             let again = leg.trace.retransmitted_payload(filter);
-            let counted = on_device(cells, device, direction).payload_bytes;
-            let said = applications.on(device, direction);
+            let counted = on_device(cells, device, direction);
+            ensure!(
+                counted.retransmitted_bytes == again,
+                "{device} {direction:?}: {} bytes counted as sent again; the capture says {again}",
+                counted.retransmitted_bytes
+            );
+            let Some(applications) = applications else { continue };
+            let (counted, said) = (counted.payload_bytes, applications.on(device, direction));
             ensure!(
                 counted == said + again,
                 "{device} {direction:?}: {counted} bytes of payload; the application says {said}, \
@@ -243,28 +249,11 @@ fn compare_payload(
 
 /// The sum of the cells of a device and a direction, both families.
 pub fn on_device(cells: &[CellReport], device: &str, direction: Direction) -> Counters {
-    cells
-        .iter()
-        .filter(|cell| cell.interface == device && cell.direction == direction)
-        .map(|cell| cell.counters)
-        .fold(Counters::default(), add)
+    sum(cells, |cell| cell.interface == device && cell.direction == direction)
 }
 
-fn sum(cells: &[CellReport], (device, direction, family): Way) -> Counters {
-    cells
-        .iter()
-        .filter(|cell| cell.interface == device)
-        .filter(|cell| cell.direction == direction && cell.family == family)
-        .map(|cell| cell.counters)
-        .fold(Counters::default(), add)
-}
-
-fn add(a: Counters, b: Counters) -> Counters {
-    Counters {
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
-        wire_packets: a.wire_packets + b.wire_packets,
-        wire_bytes: a.wire_bytes + b.wire_bytes,
-        payload_bytes: a.payload_bytes + b.payload_bytes,
-    }
+fn sum(cells: &[CellReport], keep: impl Fn(&CellReport) -> bool) -> Counters {
+    let mut sum = Counters::default();
+    cells.iter().filter(|cell| keep(cell)).for_each(|cell| sum += cell.counters);
+    sum
 }

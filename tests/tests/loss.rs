@@ -54,7 +54,7 @@ impl Connections {
         Ok(())
     }
 
-    /// Closes where nothing is lost: a lost FIN ends at a TIME_WAIT socket, of which no hook knows.
+    /// Closes where nothing is lost: a lost FIN is sent again after silence that is taken for the end.
     fn close(self) -> Result<Option<Applications>> {
         end(&self.client, &self.accepted)?;
         end(&self.server, &self.upstream)?;

@@ -40,11 +40,6 @@ fn vless_http_upgrade_is_counted_to_the_byte() -> Result<()> {
 }
 
 #[test]
-fn vless_mkcp_is_counted_to_the_byte() -> Result<()> {
-    proxies::check(Program::Xray, Protocol::VlessKcp)
-}
-
-#[test]
 fn vmess_tcp_is_counted_to_the_byte() -> Result<()> {
     proxies::check(Program::Xray, Protocol::VmessTcp)
 }

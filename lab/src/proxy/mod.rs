@@ -17,6 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -70,7 +72,7 @@ impl Program {
     pub fn protocols(self) -> &'static [Protocol] {
         use Protocol::{
             Http, Hysteria2, Shadowsocks, Shadowsocks2022, Socks, TrojanTls, VlessGrpc,
-            VlessHttpUpgrade, VlessKcp, VlessTcp, VlessTlsVision, VlessXhttp, VmessTcp, VmessWs,
+            VlessHttpUpgrade, VlessTcp, VlessTlsVision, VlessXhttp, VmessTcp, VmessWs,
         };
         match self {
             Self::Xray => &[
@@ -79,7 +81,6 @@ impl Program {
                 VlessGrpc,
                 VlessXhttp,
                 VlessHttpUpgrade,
-                VlessKcp,
                 VmessTcp,
                 VmessWs,
                 TrojanTls,
@@ -124,8 +125,6 @@ pub enum Protocol {
     VlessXhttp,
     /// VLESS over an upgraded HTTP connection.
     VlessHttpUpgrade,
-    /// VLESS over mKCP: UDP.
-    VlessKcp,
     /// VMess over TCP.
     VmessTcp,
     /// VMess over WebSocket over TCP.
@@ -148,9 +147,15 @@ impl Protocol {
     /// What the server instance listens on.
     pub fn transport(self) -> Transport {
         match self {
-            Self::Hysteria2 | Self::VlessKcp => Transport::Udp,
+            Self::Hysteria2 => Transport::Udp,
             _ => Transport::Tcp,
         }
+    }
+
+    /// Whether the client instance keeps its connections to the server instance for later ones. It ends
+    /// them, and talks on them, when it likes.
+    pub fn keeps_connections(self) -> bool {
+        matches!(self, Self::VlessGrpc | Self::VlessXhttp)
     }
 
     /// Whether the server instance needs a certificate.
@@ -169,7 +174,6 @@ impl fmt::Display for Protocol {
             Self::VlessGrpc => "VLESS gRPC",
             Self::VlessXhttp => "VLESS XHTTP",
             Self::VlessHttpUpgrade => "VLESS HTTPUpgrade",
-            Self::VlessKcp => "VLESS mKCP",
             Self::TrojanTls => "Trojan TLS",
             Self::Socks => "SOCKS",
             Self::Http => "HTTP",
@@ -335,12 +339,14 @@ impl RunningProxy {
         }
     }
 
-    /// Waits until the server instance has no TCP connection left, but in TIME_WAIT: xray takes about
-    /// a second to close one whose bytes it let the kernel pass on (splice).
+    /// Waits until the server instance has no TCP connection left, but in TIME_WAIT, or kept for later:
+    /// xray takes about a second to close one whose bytes it let the kernel pass on (splice).
     pub fn wait_until_idle(&self) -> Result<()> {
         let begin = Instant::now();
+        let kept = self.protocol.keeps_connections().then_some(PORT);
         loop {
-            let open = open_connections(self.server.pid()).context("has the server ended?")?;
+            let open =
+                open_connections(self.server.pid(), kept).context("has the server ended?")?;
             if open == 0 {
                 return Ok(());
             }
@@ -349,6 +355,25 @@ impl RunningProxy {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Stops both instances, if they talk on connections that they keep: then the link is silent.
+    pub fn hush(&self) -> Result<()> {
+        self.signal_if_keeping(Signal::SIGSTOP)
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal_if_keeping(Signal::SIGCONT)
+    }
+
+    fn signal_if_keeping(&self, signal: Signal) -> Result<()> {
+        if self.protocol.keeps_connections() {
+            for process in [&self.client, &self.server] {
+                kill(Pid::from_raw(process.pid() as i32), signal).context("has it ended?")?;
+            }
+        }
+        Ok(())
     }
 
     /// What both instances have written, for an error's message; empty if they were silent.
@@ -364,13 +389,14 @@ impl RunningProxy {
     }
 }
 
-/// TCP sockets in the network namespace of a process that neither listen nor are in TIME_WAIT.
-fn open_connections(pid: u32) -> Result<usize> {
+/// TCP sockets in the network namespace of a process that neither listen nor are in TIME_WAIT, but for
+/// those of a local port whose connections are kept.
+fn open_connections(pid: u32, kept: Option<u16>) -> Result<usize> {
     let mut open = 0;
     for table in ["tcp", "tcp6"] {
         let file = format!("/proc/{pid}/net/{table}");
         match fs::read_to_string(&file) {
-            Ok(text) => open += count_open(&text),
+            Ok(text) => open += count_open(&text, kept),
             // A kernel without IPv6 has no tcp6.
             Err(_) if table == "tcp6" => {}
             Err(error) => return Err(error).with_context(|| format!("cannot read {file}")),
@@ -379,10 +405,17 @@ fn open_connections(pid: u32) -> Result<usize> {
     Ok(open)
 }
 
-fn count_open(table: &str) -> usize {
+fn count_open(table: &str, kept: Option<u16>) -> usize {
     // sl local_address rem_address st ...; TCP_LISTEN is 0A, TCP_TIME_WAIT 06.
-    let states = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(3));
-    states.filter(|state| !matches!(*state, "0A" | "06")).count()
+    let kept = kept.map(|port| format!(":{port:04X}"));
+    let open = table.lines().skip(1).filter(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let local = columns.next().unwrap_or_default();
+        let state = columns.nth(1);
+        state.is_some_and(|state| !matches!(state, "0A" | "06"))
+            && !kept.as_ref().is_some_and(|port| local.ends_with(port))
+    });
+    open.count()
 }
 
 #[cfg(test)]
@@ -414,9 +447,10 @@ mod tests {
    0: 00000000:2DBE 00000000:0000 0A 0 0
    1: 0100007F:2DBE 0100007F:0050 01 0 0
    2: 0100007F:2DBE 0100007F:0051 06 0 0
-   3: 0100007F:2DBE 0100007F:0052 05 0 0
+   3: 0100007F:0BBE 0100007F:0052 05 0 0
 ";
-        assert_eq!(count_open(table), 2);
+        assert_eq!(count_open(table, None), 2);
+        assert_eq!(count_open(table, Some(11710)), 1);
     }
 
     #[test]

@@ -21,8 +21,7 @@ pub(super) fn configure(
         | Protocol::VlessTlsVision
         | Protocol::VlessGrpc
         | Protocol::VlessXhttp
-        | Protocol::VlessHttpUpgrade
-        | Protocol::VlessKcp => "vless",
+        | Protocol::VlessHttpUpgrade => "vless",
         Protocol::VmessTcp | Protocol::VmessWs => "vmess",
         Protocol::TrojanTls => "trojan",
         Protocol::Shadowsocks | Protocol::Shadowsocks2022 => "shadowsocks",
@@ -141,7 +140,6 @@ fn stream(protocol: Protocol, certificate: Option<&Certificate>, server: bool) -
         Protocol::VlessGrpc => {
             return json!({ "network": "grpc", "grpcSettings": { "serviceName": "lab" } });
         }
-        Protocol::VlessKcp => return json!({ "network": "kcp", "kcpSettings": {} }),
         _ => {}
     }
     let Some(Certificate { certificate, key }) = certificate else {
