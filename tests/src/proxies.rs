@@ -75,7 +75,7 @@ fn workloads(protocol: Protocol) -> &'static [Workload] {
 }
 
 /// Finds a program that `cargo xtask test` installs.
-fn find(program: Program) -> Result<PathBuf> {
+pub fn find(program: Program) -> Result<PathBuf> {
     let name = program.name();
     let tools = std::env::var_os("TRAFFIC_TOOLS").map(PathBuf::from);
     let mut candidates: Vec<PathBuf> = tools.into_iter().map(|tools| tools.join(name)).collect();

@@ -4,22 +4,20 @@
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::socket::{MsgFlags, SockaddrStorage, bind, sendmsg, setsockopt, sockopt};
-use traffic_agent::method::ListeningPort;
 use traffic_agent::report::{Direction, Leg};
+use traffic_lab::Stack;
 use traffic_lab::packet::Family;
 use traffic_lab::relay::bind_listener;
 use traffic_lab::topology::{LabTrace, addresses};
-use traffic_lab::{Lab, Stack};
 use traffic_tests::exchange::carry;
-use traffic_tests::factory::{connect_to, domain, listen_on, socket_here};
-use traffic_tests::figures::{self, Books, Key};
+use traffic_tests::factory::{connect_to, domain, listen_on, mapped, socket_here};
+use traffic_tests::figures::{self, of_capture_as};
 use traffic_tests::options;
-use traffic_tests::rules;
+use traffic_tests::routes::{intercept, redirect};
 use traffic_tests::site::{Counted, RELAY_PORT, SERVER_PORT, Site, any, tcp, udp};
 use traffic_tests::truth::{Applications, Carried, Witnesses};
 
@@ -30,45 +28,12 @@ const BULK_BYTES: usize = 500_000;
 const DATAGRAM: usize = 900;
 /// Where the clients think they go.
 const PUBLIC_PORT: u16 = 443;
-/// The table whose only route says that everything is the host's own.
-const MARK: &str = "1";
-const TABLE: &str = "100";
-
 /// An address of nobody in the lab, to which the client's default route leads through the proxy.
 fn elsewhere(family: Family, host: u8) -> IpAddr {
     match family {
         Family::Ipv4 => Ipv4Addr::new(10, 99, 0, host).into(),
         Family::Ipv6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, host.into()).into(),
     }
-}
-
-fn ip(lab: &Lab, arguments: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    command.args(arguments.split(' '));
-    let output = lab
-        .proxy
-        .command_in(&mut command)?
-        .output()
-        .context("cannot run ip: run `cargo xtask test`, which installs it")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {arguments}: {errors}");
-    Ok(())
-}
-
-/// The set-up of a transparent proxy: what comes from the clients for others is the host's own, and
-/// goes to a port of the proxy's.
-fn intercept(lab: &Lab, protocol: &str) -> Result<()> {
-    for (family, version, all) in [(Family::Ipv4, "-4", "0.0.0.0/0"), (Family::Ipv6, "-6", "::/0")]
-    {
-        ip(lab, &format!("{version} rule add fwmark {MARK} lookup {TABLE}"))?;
-        ip(lab, &format!("{version} route add local {all} dev lo table {TABLE}"))?;
-        let rule = format!(
-            "PREROUTING -i eth0 -p {protocol} --dport {PUBLIC_PORT} -j TPROXY --on-port {RELAY_PORT} \
-             --tproxy-mark {MARK}"
-        );
-        rules::add_to(&lab.proxy, family, "mangle", &rule)?;
-    }
-    Ok(())
 }
 
 /// Lets a socket have addresses that are not the host's. An IPv6 socket asks for both families by one.
@@ -99,18 +64,6 @@ fn through(site: &Site, family: Family, listener: &TcpListener, to: SocketAddr) 
     carry(&served, &upstream, BULK_BYTES)
 }
 
-/// What was captured with one port called another: the wire shows the destination's, the cells the
-/// listener's.
-fn renamed(trace: &LabTrace, public: ListeningPort, port_of: impl Fn(Direction) -> u16) -> Books {
-    figures::of_capture(trace, &[public])
-        .into_iter()
-        .map(|(key, figures)| {
-            let port = key.port.map(|_| port_of(key.direction));
-            (Key { port, ..key }, figures)
-        })
-        .collect()
-}
-
 /// All of the client's link is the client leg, and all else upstream.
 fn assert_legs_are_the_links(counted: &Counted) {
     let books = counted.books();
@@ -125,10 +78,11 @@ fn tcp_of_a_transparent_inbound_is_the_listeners_whatever_port_it_was_meant_for(
     for stack in [Stack::GsoGro, Stack::Plain] {
         let site = Site::new(stack)?;
         let witnesses = Witnesses::of(&site)?;
-        intercept(&site.lab, "tcp")?;
+        intercept(&site.lab, "tcp", PUBLIC_PORT, RELAY_PORT)?;
         let listener = transparent_listener(&site)?;
         for family in FAMILIES {
-            let expected = |trace: &LabTrace| renamed(trace, tcp(PUBLIC_PORT), |_| RELAY_PORT);
+            let expected =
+                |trace: &LabTrace| of_capture_as(trace, tcp(PUBLIC_PORT), |_| RELAY_PORT);
             let counted = witnesses.hold_as(expected, || {
                 for host in 1..=2 {
                     let to = (elsewhere(family, host), PUBLIC_PORT).into();
@@ -149,11 +103,9 @@ fn tcp_behind_a_redirect_is_the_listeners_on_both_legs() -> Result<()> {
         let witnesses = Witnesses::of(&site)?;
         let listener = site.factory.tcp_listener(any(RELAY_PORT))?;
         for family in FAMILIES {
-            let rule = format!(
-                "PREROUTING -i eth0 -p tcp --dport {PUBLIC_PORT} -j REDIRECT --to-ports {RELAY_PORT}"
-            );
-            rules::add_to(&site.lab.proxy, family, "nat", &rule)?;
-            let expected = |trace: &LabTrace| renamed(trace, tcp(PUBLIC_PORT), |_| RELAY_PORT);
+            redirect(&site.lab, family, PUBLIC_PORT, RELAY_PORT)?;
+            let expected =
+                |trace: &LabTrace| of_capture_as(trace, tcp(PUBLIC_PORT), |_| RELAY_PORT);
             let counted = witnesses.hold_as(expected, || {
                 // To somebody else, as a router redirects, and to the proxy itself, as for port hopping.
                 for address in [elsewhere(family, 1), addresses(family).proxy_client] {
@@ -173,7 +125,7 @@ fn tcp_behind_a_redirect_is_the_listeners_on_both_legs() -> Result<()> {
 fn udp_of_a_transparent_inbound_is_the_client_leg_in_both_directions() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let witnesses = Witnesses::of(&site)?;
-    intercept(&site.lab, "udp")?;
+    intercept(&site.lab, "udp", PUBLIC_PORT, RELAY_PORT)?;
     let transparent = |address: SocketAddr| -> Result<UdpSocket> {
         let socket = site.factory.socket(libc::AF_INET6, libc::SOCK_DGRAM, 0)?;
         make_transparent(&socket)?;
@@ -190,7 +142,7 @@ fn udp_of_a_transparent_inbound_is_the_client_leg_in_both_directions() -> Result
             Direction::Ingress => RELAY_PORT,
             Direction::Egress => PUBLIC_PORT,
         };
-        let expected = |trace: &LabTrace| renamed(trace, udp(PUBLIC_PORT), port_of);
+        let expected = |trace: &LabTrace| of_capture_as(trace, udp(PUBLIC_PORT), port_of);
         let counted = witnesses.hold_as(expected, || {
             let to: SocketAddr = (elsewhere(family, 1), PUBLIC_PORT).into();
             let client = site.lab.client.run_in(|| -> Result<UdpSocket> {
@@ -220,12 +172,4 @@ fn udp_of_a_transparent_inbound_is_the_client_leg_in_both_directions() -> Result
         assert_legs_are_the_links(&counted);
     }
     Ok(())
-}
-
-/// An address as an IPv6 socket takes it.
-fn mapped(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),
-        IpAddr::V6(_) => address,
-    }
 }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use traffic_lab::{Namespace, Stack, link};
 use traffic_tests::exchange::carry;
 use traffic_tests::factory::{connect_to, domain, listen_on, socket_here};
 use traffic_tests::figures;
+use traffic_tests::routes::ip;
 use traffic_tests::site::{Counted, RELAY_PORT, SERVER_PORT, Site, any, tcp};
 use traffic_tests::truth::{Applications, Witnesses};
 
@@ -32,17 +32,6 @@ fn second(family: Family, net: u8) -> IpAddr {
         Family::Ipv4 => Ipv4Addr::new(10, 77, net, 9).into(),
         Family::Ipv6 => Ipv6Addr::new(0xfd77, net.into(), 0, 0, 0, 0, 0, 9).into(),
     }
-}
-
-fn ip(namespace: &Namespace, arguments: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    command.args(arguments.split(' '));
-    let output = namespace
-        .command_in(&mut command)?
-        .output()
-        .context("cannot run ip: run `cargo xtask test`, which installs it")?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 /// Gives the end that connects a second address per family, from which it makes a second subflow, and

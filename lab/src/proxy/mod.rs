@@ -342,19 +342,8 @@ impl RunningProxy {
     /// Waits until the server instance has no TCP connection left, but in TIME_WAIT, or kept for later:
     /// xray takes about a second to close one whose bytes it let the kernel pass on (splice).
     pub fn wait_until_idle(&self) -> Result<()> {
-        let begin = Instant::now();
         let kept = self.protocol.keeps_connections().then_some(PORT);
-        loop {
-            let open =
-                open_connections(self.server.pid(), kept).context("has the server ended?")?;
-            if open == 0 {
-                return Ok(());
-            }
-            if begin.elapsed() > IDLE_WITHIN {
-                bail!("{open} sockets are still open after {IDLE_WITHIN:?}");
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_until_closed(self.server.pid(), kept, IDLE_WITHIN)
     }
 
     /// Stops both instances, if they talk on connections that they keep: then the link is silent.
@@ -386,6 +375,22 @@ impl RunningProxy {
             logs += &format!("\n  last lines of the {role} instance:\n    {last}");
         }
         logs
+    }
+}
+
+/// Waits until no TCP connection is left in the network namespace of a process, but in TIME_WAIT, or of a
+/// local port whose connections are kept.
+pub fn wait_until_closed(pid: u32, kept: Option<u16>, at_most: Duration) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let open = open_connections(pid, kept).context("has the server ended?")?;
+        if open == 0 {
+            return Ok(());
+        }
+        if begin.elapsed() > at_most {
+            bail!("{open} sockets are still open after {at_most:?}");
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -20,7 +20,8 @@ use traffic_lab::packet::Family;
 use traffic_lab::topology::addresses;
 
 use super::writing::{CONTENT, ZeroCopy, send_file};
-use super::{Ends, join, mapped};
+use super::{Ends, join};
+use crate::factory::mapped;
 use crate::site::{SERVER_PORT, any};
 use crate::truth::{Applications, Carried};
 

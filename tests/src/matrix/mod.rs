@@ -12,7 +12,7 @@ mod stream;
 mod writing;
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ use self::setting::Label;
 pub use self::setting::{Setting, Variant};
 use self::stream::Listeners;
 use self::writing::Writing;
-use crate::factory::Factory;
+use crate::factory::{Factory, mapped};
 use crate::figures;
 use crate::site::{RELAY_PORT, SERVER_PORT, Site, tcp, udp};
 use crate::truth::{self, Applications, HookRules};
@@ -50,14 +50,6 @@ impl Ends<'_> {
     fn server(&self) -> SocketAddr {
         let server = (addresses(self.family).upstream, SERVER_PORT).into();
         if self.mapped { mapped(server) } else { server }
-    }
-}
-
-/// An address as an IPv6 socket takes it.
-fn mapped(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),
-        IpAddr::V6(_) => address,
     }
 }
 
