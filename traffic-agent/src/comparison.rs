@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::estimate::{self, PortBytes};
 use crate::kernel::Sample;
 use crate::ledger;
-use crate::measure::{self, Measurement};
+use crate::measure::{Measurement, finding};
 use crate::method::added::AddedRules;
 use crate::method::firewall::{self, Firewall};
 use crate::method::{ListeningPort, PortCell, interface};
@@ -163,7 +163,7 @@ impl<'h> Comparison<'h> {
             }
         }
         if report.estimates.iter().any(|estimate| estimate.total_bytes == u64::MAX) {
-            report.findings.push(measure::at_limit("estimates", false));
+            report.findings.push(finding::at_limit("estimates", false));
         }
         report.capture_rates = estimate::capture_rates(source, seen, "exact", exact).to_vec();
         if let (Some(ingress), Some(egress)) =
