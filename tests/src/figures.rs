@@ -139,6 +139,22 @@ pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
     books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
 }
 
+/// The books of captures in which the wire shows another port than the proxy's socket has: of the client
+/// leg, if that is `public`, and under the port that `port_of` says.
+pub fn of_capture_as(
+    trace: &LabTrace,
+    public: ListeningPort,
+    port_of: impl Fn(Direction) -> u16,
+) -> Books {
+    of_capture(trace, &[public])
+        .into_iter()
+        .map(|(key, figures)| {
+            let port = key.port.map(|_| port_of(key.direction));
+            (Key { port, ..key }, figures)
+        })
+        .collect()
+}
+
 /// The same figures with the ports forgotten.
 pub fn without_ports(books: Books) -> Books {
     let mut merged = Books::new();

@@ -58,8 +58,25 @@ const MANY: Workload = Workload { name: "many", connections: 2000, parallel: 8, 
 /// Drives a download, an upload and short connections through a real proxy, by IPv4 and by IPv6, and
 /// holds every figure of `traffic-agent compare` against the far ends' captures.
 pub fn check(program: Program, protocol: Protocol) -> Result<()> {
-    let scene = Scene::new(program, protocol)?;
-    scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+    // Connections that are kept are of the family of before: then each has its own scene.
+    let scenes: &[&[Family]] = match protocol.keeps_connections() {
+        true => &[&[Family::Ipv4], &[Family::Ipv6]],
+        false => &[&[Family::Ipv4, Family::Ipv6]],
+    };
+    scenes.iter().try_for_each(|families| {
+        let scene = Scene::new(program, protocol)?;
+        let checked = scene.check(families);
+        checked.with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+    })
+}
+
+/// What is driven. The Trojan client of this xray ends a connection that begins with more than 8 kB
+/// ("failed to write A request payload > common/buf: buffer is full"), so it can upload nothing large.
+fn workloads(protocol: Protocol) -> &'static [Workload] {
+    match protocol {
+        Protocol::TrojanTls => &[DOWNLOAD, SHORT],
+        _ => &[DOWNLOAD, UPLOAD, SHORT],
+    }
 }
 
 /// Drives the demo's four workloads through a real proxy, holds every cell against the captures, and prints
@@ -85,7 +102,7 @@ pub fn check_demo(program: Program, protocol: Protocol) -> Result<()> {
 }
 
 /// Finds a program that `cargo xtask test` installs.
-fn find(program: Program) -> Result<PathBuf> {
+pub fn find(program: Program) -> Result<PathBuf> {
     let name = program.name();
     let tools = std::env::var_os("TRAFFIC_TOOLS").map(PathBuf::from);
     let mut candidates: Vec<PathBuf> = tools.into_iter().map(|tools| tools.join(name)).collect();
@@ -131,9 +148,9 @@ impl Scene {
         Ok(scene)
     }
 
-    fn check(&self) -> Result<()> {
-        for family in [Family::Ipv4, Family::Ipv6] {
-            for workload in [DOWNLOAD, UPLOAD, SHORT] {
+    fn check(&self, families: &[Family]) -> Result<()> {
+        for &family in families {
+            for &workload in workloads(self.proxy.protocol()) {
                 self.check_one(family, workload)
                     .with_context(|| format!("{}, {family:?}", workload.name))?;
             }
@@ -192,9 +209,11 @@ impl Scene {
     fn measure(&self, family: Family, workload: Workload) -> Result<Measured> {
         let capture = self.lab.capture()?;
         let compare = Compare::start(&self.cgroup)?;
+        self.proxy.resume()?;
         let route = self.proxy.route(&self.lab, family, UPSTREAM_PORT);
         let outcome = run_closing(Closing::WhenDone, &workload, route, &self.server, &|_| ())?;
         self.proxy.wait_until_idle()?;
+        self.proxy.hush()?;
         capture.settle()?;
         let reading = compare.finish()?;
         let trace = capture.stop()?;
