@@ -9,6 +9,7 @@
 pub mod answered;
 pub mod capture;
 pub mod cgroup;
+pub mod kernel;
 pub mod link;
 pub mod namespace;
 pub mod offload;
