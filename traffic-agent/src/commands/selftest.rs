@@ -1,13 +1,13 @@
 //! `selftest`: the core of the proof on the user's own kernel. Known traffic through a lab that it makes
 //! itself, and every byte that the hook counted held against captures at both far ends.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use traffic_lab::answered::classify;
 use traffic_lab::kernel::{Kernel, is_ipv6_syn_ack};
-use traffic_lab::packet::{Direction as Way, Family as Version};
+use traffic_lab::packet::{ACK, Direction as Way, Family as Version, Packet, SYN};
 use traffic_lab::role::Role;
 use traffic_lab::sockets::Transport;
 use traffic_lab::topology::{LabTrace, LegTrace, addresses};
@@ -21,7 +21,7 @@ use super::stage::{self, Interrupted, PROXY_PORT, UPSTREAM_PORT};
 use super::{DONE, FAILED};
 use crate::cli::{Format, Printing, Selftest, UnitsArg};
 use crate::measure::Measurement;
-use crate::proof::{self, Case, Payload, SelftestReport, Unseen};
+use crate::proof::{self, Case, HANDSHAKE_TWICE, Known, Payload, SYN_ACK_IPV6, SelftestReport};
 use crate::render::progress::Progress;
 use crate::report::{Direction, FORMAT, Family, Leg};
 use crate::target::Host;
@@ -201,14 +201,16 @@ impl<'a> Bench<'a> {
 
         let mut rows = Vec::new();
         for (leg, link) in [(Leg::Client, &truth.client), (Leg::Upstream, &truth.upstream)] {
-            let answered = classify(&link.trace);
             for (direction, way) in
                 [(Direction::Ingress, Way::Ingress), (Direction::Egress, Way::Egress)]
             {
                 let captured = link.trace.sum(Filter::all().direction(way));
-                let syn_acks = self.unseen_syn_acks(link, way);
-                let unseen = Unseen::of(&answered, direction, syn_acks);
-                rows.push(proof::row(&cells, leg, direction, captured, &unseen));
+                let mut known = Known::of(&link.trace, direction);
+                match way {
+                    Way::Ingress => known.few_twice(HANDSHAKE_TWICE, handshakes(link)),
+                    Way::Egress => known.together(SYN_ACK_IPV6, self.unseen_syn_acks(link)),
+                }
+                rows.push(proof::row(&cells, leg, direction, captured, &known));
             }
         }
         rows.retain(|row| row.hook.packets > 0 || row.capture.wire_packets > 0);
@@ -226,8 +228,8 @@ impl<'a> Bench<'a> {
     }
 
     /// SYN-ACKs that this kernel's hook does not see.
-    fn unseen_syn_acks(&self, link: &LegTrace, way: Way) -> Sum {
-        if way == Way::Ingress || self.kernel.shows_ipv6_syn_acks() {
+    fn unseen_syn_acks(&self, link: &LegTrace) -> Sum {
+        if self.kernel.shows_ipv6_syn_acks() {
             return Sum::default();
         }
         Sum::of(link.trace.packets.iter().filter(|packet| is_ipv6_syn_ack(packet)))
@@ -315,6 +317,26 @@ fn datagrams(target: SocketAddr, bytes: u64) -> Send {
         segmented: false,
         await_echo: true,
     }
+}
+
+/// The packets that complete the handshake of an inbound connection, and the first data behind them.
+fn handshakes(link: &LegTrace) -> Vec<&Packet> {
+    // How many packets have come on each connection since its SYN.
+    let mut begun: HashMap<SocketAddr, u32> = HashMap::new();
+    let mut found = Vec::new();
+    for packet in link.trace.packets.iter().filter(|packet| packet.direction == Way::Ingress) {
+        match packet.headers.tcp {
+            Some(tcp) if tcp.has(SYN) && !tcp.has(ACK) => drop(begun.insert(packet.peer(), 0)),
+            _ => {
+                let Some(number) = begun.get_mut(&packet.peer()) else { continue };
+                *number += 1;
+                if *number <= 2 {
+                    found.push(packet);
+                }
+            }
+        }
+    }
+    found
 }
 
 /// What the applications know, beside what the far ends saw of it.
