@@ -67,6 +67,11 @@ impl Networks {
             .map(|(_, name)| name.as_str())
     }
 
+    /// The inodes of the namespaces.
+    pub fn inodes(&self) -> Result<Vec<u64>, Error> {
+        Ok(self.all()?.iter().map(NetNs::inode).collect())
+    }
+
     /// All sockets of the target: those that the given cgroups own.
     pub fn sockets(&self, which: Which, owned: &BTreeSet<u64>) -> Result<Vec<Socket>, Error> {
         let mut all = Vec::new();

@@ -110,6 +110,9 @@ pub struct TargetReport {
     pub ports: Vec<PortReport>,
     /// Every cell that is not zero.
     pub cells: Vec<CellReport>,
+    /// What the kernel exchanged in the target's network namespaces without any socket, and nothing shows
+    /// that it was the target's: in no cell, and not in the totals. Null where it is not counted.
+    pub unattributed: Option<Directions>,
     /// Other ways to measure the same traffic, and what they read. Empty for `exec`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodReport>,
@@ -146,7 +149,7 @@ pub struct ProcessReport {
     pub name: String,
 }
 
-/// Sums of the five counters; the JSON twin of [`Cell`].
+/// Sums of the six counters; the JSON twin of [`Cell`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// sk_buffs seen by the hook.
@@ -159,12 +162,15 @@ pub struct Counters {
     pub wire_bytes: u64,
     /// Bytes behind the transport header.
     pub payload_bytes: u64,
+    /// Of these, what TCP carried before: sent again, received again.
+    pub retransmitted_bytes: u64,
 }
 
 impl From<Cell> for Counters {
     fn from(cell: Cell) -> Self {
-        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes } = cell;
-        Self { packets, bytes, wire_packets, wire_bytes, payload_bytes }
+        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+            cell;
+        Self { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes }
     }
 }
 
@@ -177,6 +183,9 @@ impl Counters {
             wire_packets: self.wire_packets.saturating_sub(earlier.wire_packets),
             wire_bytes: self.wire_bytes.saturating_sub(earlier.wire_bytes),
             payload_bytes: self.payload_bytes.saturating_sub(earlier.payload_bytes),
+            retransmitted_bytes: self
+                .retransmitted_bytes
+                .saturating_sub(earlier.retransmitted_bytes),
         }
     }
 }
@@ -188,6 +197,7 @@ impl std::ops::AddAssign for Counters {
         self.wire_packets += other.wire_packets;
         self.wire_bytes += other.wire_bytes;
         self.payload_bytes += other.payload_bytes;
+        self.retransmitted_bytes += other.retransmitted_bytes;
     }
 }
 
@@ -296,12 +306,14 @@ pub enum Scope {
 
 /// Who sent or took the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A socket of the target: the hook saw it.
     Socket,
-    /// The kernel answered in its place.
+    /// The kernel exchanged it in the target's place, without a socket, and a tracepoint showed it.
     Kernel,
+    /// The same, for what no tracepoint shows but follows from a packet that one did.
+    KernelDerived,
 }
 
 /// The client leg of one listening port. Loopback is included, as in the counters of a rule.

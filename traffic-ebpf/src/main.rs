@@ -4,7 +4,11 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod answered;
+#[cfg(target_arch = "bpf")]
 mod program;
+#[cfg(target_arch = "bpf")]
+mod retransmission;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

@@ -20,6 +20,8 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use aya_log_ebpf::warn;
+
+use crate::retransmission;
 use traffic_ebpf::{
     CELLS_PER_INTERFACE, Cell, EGRESS, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
     INTERFACE_SLOTS, IPV4, IPV6, InterfaceCells, LOOPBACK_IFINDEX, PORT_EXCLUDED,
@@ -29,13 +31,13 @@ use traffic_ebpf::{
 };
 
 /// Verdict of both hooks, whatever happens: the packet goes on.
-const PASS: i32 = 1;
+pub const PASS: i32 = 1;
 
 // Protocol numbers. Source: IANA "Assigned Internet Protocol Numbers".
 const HOP_BY_HOP: u8 = 0;
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
@@ -49,19 +51,19 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Source: include/uapi/linux/if_packet.h.
 const PACKET_LOOPBACK: u32 = 5;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const UDP_HEADER: u32 = 8;
+pub const IPV4_HEADER: usize = 20;
+pub const IPV6_HEADER: usize = 40;
+pub const UDP_HEADER: u32 = 8;
 /// Offset of the byte that holds the length of a TCP header.
-const TCP_DATA_OFFSET: usize = 12;
+pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte that holds the flags of a TCP header.
-const TCP_FLAGS: usize = 13;
+pub const TCP_FLAGS: usize = 13;
 /// More extension headers than any packet carries that a socket sends or accepts.
 const EXTENSION_HEADERS: u32 = 8;
 /// Hop-by-hop option "jumbo payload". Source: RFC 2675.
 const OPTION_JUMBO: u8 = 0xc2;
 /// Source: `TCP_LISTEN`, include/net/tcp_states.h.
-const TCP_LISTEN: u32 = 10;
+pub const TCP_LISTEN: u32 = 10;
 
 /// Describe each of the first packets. A constant at load: at 0 the verifier removes the branch.
 #[unsafe(no_mangle)]
@@ -71,6 +73,10 @@ static TRACE_PACKETS: Global<u32> = Global::new(0);
 /// destination's (TPROXY). A constant at load, as above.
 #[unsafe(no_mangle)]
 static TRANSPARENT: Global<u32> = Global::new(0);
+
+/// Count TCP payload that is carried again. A constant at load, as above.
+#[unsafe(no_mangle)]
+static RETRANSMISSIONS: Global<u32> = Global::new(0);
 
 #[map]
 static CELLS: PerCpuArray<InterfaceCells> =
@@ -160,6 +166,8 @@ struct Headers {
     l4_bytes: u32,
     /// Bytes that the kernel takes out again before the wire (BIG TCP).
     unsent_bytes: u32,
+    /// Sequence number of TCP.
+    sequence: u32,
 }
 
 #[inline(always)]
@@ -184,6 +192,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
         wire_packets: u64::from(wire_packets),
         wire_bytes: wire::wire_bytes(len, header_bytes, wire_packets),
         payload_bytes: u64::from(payload_bytes),
+        retransmitted_bytes: 0,
     };
     // A multicast packet of one's own that comes back was never on the wire, whatever its interface.
     // SAFETY: the kernel hands a valid context to the program.
@@ -199,6 +208,21 @@ fn count(ctx: &SkBuffContext, direction: u32) {
         let cell = unsafe { cells.cast::<Cell>().add(index) };
         // SAFETY: `cell` lies in a live map value.
         unsafe { add(cell, &added) };
+        if RETRANSMISSIONS.load() != 0
+            && headers.protocol == PORT_SLOT_UPSTREAM_TCP
+            && payload_bytes != 0
+        {
+            let again = retransmission::carried_again(
+                ctx.skb.skb,
+                direction,
+                headers.sequence,
+                payload_bytes,
+            );
+            if again != 0 {
+                // SAFETY: `cell` lies in a live map value.
+                unsafe { add_to(&raw mut (*cell).retransmitted_bytes, u64::from(again)) };
+            }
+        }
     }
 
     if TRACE_PACKETS.load() != 0 {
@@ -212,7 +236,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
 /// bounds at a change of byte order, and on 5.10 when a register is put aside on the stack, while the
 /// compiler drops or moves a mask that it knows to be one too many.
 #[inline(always)]
-fn masked<const MASK: u64>(number: u64) -> u64 {
+pub fn masked<const MASK: u64>(number: u64) -> u64 {
     let mut masked = number;
     // SAFETY: changes only the register that it is given.
     unsafe {
@@ -236,7 +260,7 @@ fn masked<const MASK: u64>(number: u64) -> u64 {
 ///
 /// `cell` must lie in a live map value.
 #[inline(always)]
-unsafe fn add(cell: *mut Cell, added: &Cell) {
+pub unsafe fn add(cell: *mut Cell, added: &Cell) {
     macro_rules! add_field {
         ($field:ident) => {
             // SAFETY: guaranteed by the caller; map values are aligned to 8 bytes.
@@ -256,6 +280,24 @@ unsafe fn add(cell: *mut Cell, added: &Cell) {
     add_field!(wire_packets);
     add_field!(wire_bytes);
     add_field!(payload_bytes);
+}
+
+/// Adds to one counter, as [`add`] does.
+///
+/// # Safety
+///
+/// `counter` must lie in a live map value, aligned to 8 bytes.
+#[inline(always)]
+unsafe fn add_to(counter: *mut u64, added: u64) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({counter} + 0) += {added}",
+            counter = in(reg) counter,
+            added = in(reg) added,
+            options(nostack),
+        )
+    }
 }
 
 /// Reads the headers, or `None` if the packet is too short for what it says it is.
@@ -356,16 +398,25 @@ fn transport(
     family: u32,
     unsent: u32,
 ) -> Option<Headers> {
+    let mut sequence = 0;
     let (protocol, l4_bytes) = match protocol {
         TCP => {
             let header = read::<{ TCP_DATA_OFFSET + 1 }>(at, end)?;
+            sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
             (PORT_SLOT_UPSTREAM_TCP, u32::from(header[TCP_DATA_OFFSET] >> 4) * 4)
         }
         UDP => (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER),
         ICMP | ICMPV6 => (PORT_SLOT_UPSTREAM_ICMP, 0),
         _ => (PORT_SLOT_UPSTREAM_OTHER, 0),
     };
-    Some(Headers { family, protocol, l3_bytes: l3 as u32, l4_bytes, unsent_bytes: unsent })
+    Some(Headers {
+        family,
+        protocol,
+        l3_bytes: l3 as u32,
+        l4_bytes,
+        unsent_bytes: unsent,
+        sequence,
+    })
 }
 
 /// Returns the `N` bytes of the packet at an address, or `None` if its linear part ends before.
@@ -392,6 +443,7 @@ fn unparsable(ctx: &SkBuffContext) -> Headers {
         l3_bytes: 0,
         l4_bytes: 0,
         unsent_bytes: 0,
+        sequence: 0,
     }
 }
 
@@ -402,7 +454,7 @@ fn log_unparsable(ctx: &SkBuffContext, ethertype: u16) {
 
 /// Returns the slot of an interface.
 #[inline(always)]
-fn interface_slot(ifindex: u32) -> u8 {
+pub fn interface_slot(ifindex: u32) -> u8 {
     if ifindex == LOOPBACK_IFINDEX {
         return INTERFACE_SLOT_LOOPBACK;
     }
@@ -414,7 +466,7 @@ fn interface_slot(ifindex: u32) -> u8 {
 
 /// Returns the slot that stands in a table for a number.
 #[inline(always)]
-fn slot_of(table: u32, number: u32) -> Option<u8> {
+pub fn slot_of(table: u32, number: u32) -> Option<u8> {
     let table = SLOTS.get_ptr(table)?;
     let offset = masked::<{ TABLE_BYTES as u64 - 1 }>(u64::from(number)) as usize;
     // SAFETY: `offset` is inside of the table.
@@ -569,10 +621,8 @@ fn trace(ctx: &SkBuffContext, direction: u32, headers: &Headers, port_slot: u8, 
     if unsafe { traced.read_volatile() } >= u64::from(TRACE_PACKETS.load()) {
         return;
     }
-    // SAFETY: `traced` points to a live map value, aligned to 8 bytes.
-    unsafe {
-        asm!("lock *(u64 *)({traced} + 0) += {one}", traced = in(reg) traced, one = in(reg) 1u64, options(nostack))
-    };
+    // SAFETY: `traced` points to a live map value.
+    unsafe { add_to(traced, 1) };
 
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.

@@ -3,7 +3,9 @@
 //! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
 //! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
 
+mod answered;
 pub mod attached;
+mod btf;
 mod object;
 pub mod probe;
 mod slots;
@@ -12,6 +14,7 @@ mod trace;
 use std::{
     fs::File,
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -22,9 +25,10 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
+use traffic_ebpf::{ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
 
 pub use self::{
+    answered::{Answered, Unavailable},
     slots::{Owner, SlotTables},
     trace::Trace,
 };
@@ -157,6 +161,10 @@ pub struct Options {
     pub trace_packets: u32,
     /// Accepted sockets inherit the port slot of their listener (TPROXY).
     pub transparent: bool,
+    /// Count TCP payload that is carried again.
+    pub retransmissions: bool,
+    /// Count what the kernel exchanges for the target without its socket, if this kernel lets us.
+    pub answered: bool,
 }
 
 /// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
@@ -164,23 +172,27 @@ pub struct Options {
 #[derive(Clone, Copy)]
 struct Element(InterfaceCells);
 
-// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, five `u64`s, no padding;
+// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, six `u64`s, no padding;
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
+
+/// Elements of a [`Sample`], of all cells of an interface slot each.
+pub const ELEMENTS: usize = INTERFACE_SLOTS + ANSWERED_ELEMENTS;
 
 /// All counters of one instance, summed over CPUs.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// When it was read.
     pub taken_at: Instant,
-    /// `INTERFACE_SLOTS` x `CELLS_PER_INTERFACE` cells, one interface slot after the other.
+    /// [`ELEMENTS`] x `CELLS_PER_INTERFACE` cells, one interface slot after the other: first those of the
+    /// hook, then those of the map `ANSWERED`.
     pub cells: Vec<Cell>,
 }
 
 impl Sample {
     /// What an instance that has counted nothing would give.
     pub fn zero(taken_at: Instant) -> Self {
-        Self { taken_at, cells: vec![Cell::default(); INTERFACE_SLOTS * CELLS_PER_INTERFACE] }
+        Self { taken_at, cells: vec![Cell::default(); ELEMENTS * CELLS_PER_INTERFACE] }
     }
 }
 
@@ -189,6 +201,7 @@ pub struct Counter {
     /// Owns the programs and with them the links: dropping it detaches.
     ebpf: Ebpf,
     cells: PerCpuArray<MapData, Element>,
+    answered: Answered,
     slots: SlotTables,
     trace: Trace,
 }
@@ -211,13 +224,24 @@ impl Counter {
     fn load_unlimited(options: &Options) -> Result<Self, Error> {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
-        let mut ebpf = EbpfLoader::new()
+        let retransmissions = u32::from(options.retransmissions);
+        let layout = match options.answered {
+            true => answered::Layout::of_running_kernel(),
+            false => Err(Unavailable::NotWanted),
+        };
+        let mut loader = EbpfLoader::new();
+        answered::size_maps(&mut loader, layout.is_ok());
+        if let Ok(layout) = &layout {
+            layout.set(&mut loader);
+        }
+        let mut ebpf = loader
             // The program uses no type of the running kernel; parsing its BTF takes longer than all
             // the rest.
             .btf(None)
             .map_max_entries(trace::PACKET_RECORDS, trace::ring_bytes(options.trace_packets))
             .override_global("TRACE_PACKETS", &options.trace_packets, true)
             .override_global("TRANSPARENT", &transparent, true)
+            .override_global("RETRANSMISSIONS", &retransmissions, true)
             .load(&object)
             .map_err(|source| Error::Load { source })?;
 
@@ -234,9 +258,11 @@ impl Counter {
             map: "CELLS",
             source,
         })?;
+        drop(loader);
+        let answered = Answered::open(&mut ebpf, layout)?;
         let slots = SlotTables::open(&mut ebpf)?;
         let trace = Trace::open(&mut ebpf)?;
-        Ok(Self { ebpf, cells, slots, trace })
+        Ok(Self { ebpf, cells, answered, slots, trace })
     }
 
     /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
@@ -263,7 +289,11 @@ impl Counter {
                 .attach(&directory, direction, mode)
                 .map_err(attach_error(name))?;
         }
-        Ok(())
+        // Last, because it takes longest, and what it counts is rare.
+        let metadata = directory
+            .metadata()
+            .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
+        self.answered.attach(&mut self.ebpf, &directory, metadata.ino())
     }
 
     /// Reads every counter once, summed over CPUs.
@@ -272,7 +302,9 @@ impl Counter {
     /// differ by what passed in between.
     pub fn sample(&self) -> Result<Sample, Error> {
         let mut sample = Sample::zero(Instant::now());
-        for (slot, cells) in (0u32..).zip(sample.cells.chunks_exact_mut(CELLS_PER_INTERFACE)) {
+        let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
+        self.answered.sample(answered)?;
+        for (slot, cells) in (0u32..).zip(counted.chunks_exact_mut(CELLS_PER_INTERFACE)) {
             let per_cpu = self.cells.get(&slot, 0).map_err(|source| Error::Map {
                 action: "read",
                 map: "CELLS",
@@ -285,10 +317,21 @@ impl Counter {
                     sum.wire_packets += cell.wire_packets;
                     sum.wire_bytes += cell.wire_bytes;
                     sum.payload_bytes += cell.payload_bytes;
+                    sum.retransmitted_bytes += cell.retransmitted_bytes;
                 }
             }
         }
         Ok(sample)
+    }
+
+    /// What is counted without the target's socket.
+    pub fn answered(&mut self) -> &mut Answered {
+        &mut self.answered
+    }
+
+    /// How many events of packets without a socket were missed; `None` where the kernel does not say.
+    pub fn missed(&self) -> Option<u64> {
+        self.answered.missed(&self.ebpf)
     }
 
     /// The tables that say which port and which interface has which slot.

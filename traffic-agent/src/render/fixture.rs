@@ -30,6 +30,7 @@ pub(super) fn counters(packets: u64) -> Counters {
         wire_packets: packets,
         wire_bytes: packets * 1500,
         payload_bytes: packets * 1448,
+        retransmitted_bytes: 0,
     }
 }
 
@@ -115,6 +116,7 @@ pub(super) fn compare() -> Report {
             },
         ],
         cells,
+        unattributed: None,
         methods: vec![
             method("ebpf", Covers::Target, Layer::L3Wire, exact, vec![]),
             method("hook-port", Covers::ClientLeg, Layer::L3, port, vec![]),
