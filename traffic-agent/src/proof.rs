@@ -79,8 +79,8 @@ pub struct Row {
     pub direction: Direction,
     /// What the hook counted: packets of sockets.
     pub hook: Counters,
-    /// What was counted of packets that the kernel answered without a socket; only where the agent
-    /// counts them.
+    /// What was counted of packets that the kernel exchanged without a socket; only where there are
+    /// such, and this kernel shows them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Counters>,
     /// What the far end captured.
@@ -358,14 +358,16 @@ pub fn row(
     captured: Sum,
     known: &Known,
 ) -> Row {
-    let of = |origin| -> Vec<Counters> {
+    let of = |by_socket: bool| -> Vec<Counters> {
         let mine = |cell: &&CellReport| {
-            cell.leg == leg && cell.direction == direction && cell.origin == origin
+            cell.leg == leg
+                && cell.direction == direction
+                && (cell.origin == Origin::Socket) == by_socket
         };
         cells.iter().filter(mine).map(|cell| cell.counters).collect()
     };
-    let hook: Counters = of(Origin::Socket).into_iter().sum();
-    let kernel = of(Origin::Kernel);
+    let hook: Counters = of(true).into_iter().sum();
+    let kernel = of(false);
     let kernel = (!kernel.is_empty()).then(|| kernel.into_iter().sum());
     let capture = Figures::from(captured);
     let difference = Difference::of([hook].into_iter().chain(kernel).sum(), capture);

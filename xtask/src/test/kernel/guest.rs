@@ -135,7 +135,7 @@ impl Guest<'_> {
         // machine is, the guest sees a processor of 500 MHz with nothing else to do. By the clock of the
         // wall, TCP would repeat what is only late, and reset what it has repeated.
         qemu.args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"])
-            .args(["-cpu", "max", "-M", "q35", "-m", "1536", "-smp", "2"])
+            .args(["-cpu", "max", "-M", "q35", "-m", "1536", "-smp", "1"])
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1", "-kernel"])
             .arg(&self.kernel.image)
