@@ -10,7 +10,7 @@ use traffic_tests::figures;
 use traffic_tests::site::{Counted, RELAY_PORT, Site, tcp};
 
 /// Small enough for a test, large enough for super-packets of 64 KiB.
-const BULK_BYTES: u64 = 8_000_000;
+const BULK_BYTES: u64 = 3_000_000;
 
 /// Drives all four kinds of traffic, IPv4 and IPv6, and compares each with the capture.
 fn check(stack: Stack) -> Result<()> {

@@ -32,6 +32,8 @@ const UDP_PORT: u16 = 8443;
 const DATAGRAM_BYTES: u16 = 1200;
 /// A UDP program that takes longer is stuck; an emulated processor takes seconds.
 const UDP_WITHIN: Duration = Duration::from_secs(30);
+/// How long a server may take to note what it has echoed.
+const NOTED_WITHIN: Duration = Duration::from_secs(2);
 /// What is sent to learn how fast this machine is, per direction.
 const PROBE_BYTES: u64 = 1_000_000;
 /// How long a bulk transfer shall take.
@@ -263,6 +265,11 @@ impl<'a> Bench<'a> {
         let role = Role::UdpSend(Send { segmented, ..datagrams(target, bytes) });
         let sender = Process::spawn(role.command()?, stage::place(self.lab, self.cgroup))?;
         let sent = Report::parse(&sender.output(UDP_WITHIN)?)?;
+        // The server takes note of a datagram after it has echoed it.
+        let begin = Instant::now();
+        while server.totals().sent_bytes < sent.received_bytes && begin.elapsed() < NOTED_WITHIN {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let totals = server.totals();
         if (sent.sent_bytes, sent.received_bytes) != (totals.received_bytes, totals.sent_bytes) {
             bail!("the two ends disagree: {sent}, {totals}");

@@ -263,3 +263,98 @@ pub fn write_csv(report: &SelftestReport, out: &mut dyn Write) -> io::Result<()>
     }
     csv.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proof::{Difference, Explanation, Figures, SYN_ACK_IPV6};
+    use crate::render::fixture;
+    use crate::units::Units;
+
+    fn row(direction: Direction, missing: u64, explained: bool) -> Row {
+        let hook = Counters {
+            packets: 50,
+            wire_packets: 1000,
+            wire_bytes: 1_500_000,
+            ..Counters::default()
+        };
+        let unseen =
+            Figures { wire_packets: missing / 80, wire_bytes: missing, ..Figures::default() };
+        let (class, what) = SYN_ACK_IPV6;
+        Row {
+            leg: Leg::Client,
+            direction,
+            hook,
+            kernel: None,
+            capture: Figures {
+                wire_packets: 1000 + unseen.wire_packets,
+                wire_bytes: 1_500_000 + missing,
+                payload_bytes: 0,
+            },
+            difference: Difference {
+                wire_packets: -(unseen.wire_packets as i64),
+                wire_bytes: -(missing as i64),
+                payload_bytes: 0,
+            },
+            explained: explained
+                .then_some(Explanation { class, what, packets: unseen })
+                .into_iter()
+                .collect(),
+            holds: explained || missing == 0,
+        }
+    }
+
+    fn report(rows: Vec<Row>) -> SelftestReport {
+        let case = Case {
+            name: "tcp-short",
+            description: "TCP, 50 short connections".to_owned(),
+            family: Family::Ipv6,
+            super_packets: true,
+            payloads: Vec::new(),
+            rows,
+        };
+        SelftestReport {
+            format: 1,
+            command: "selftest",
+            version: "0.1.0",
+            kernel: "6.1.0".to_owned(),
+            passed: case.holds(),
+            seconds: 5.0,
+            cases: vec![case],
+        }
+    }
+
+    fn text(report: &SelftestReport) -> String {
+        let options = Options::plain(Units::Bytes, false);
+        fixture::text(|out| write(report, &options, out))
+    }
+
+    #[test]
+    fn a_kernel_without_a_difference_passes_in_one_sentence() {
+        let text = text(&report(vec![row(Direction::Ingress, 0, false)]));
+        assert!(text.contains("TCP, 50 short connections, IPv6  client  ingress"), "{text}");
+        assert!(text.contains("every byte is counted on this kernel: 0 B apart"), "{text}");
+        assert!(!text.contains("xplained") && !text.contains("report it"), "{text}");
+    }
+
+    #[test]
+    fn an_explained_difference_passes_with_its_class_and_size() {
+        let text = text(&report(vec![row(Direction::Egress, 4000, true)]));
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            words.contains("client egress: 50 packets, 4,000 B: SYN-ACKs of inbound"),
+            "{text}"
+        );
+        assert!(words.contains("(syn-ack-ipv6)") && words.contains("accounted for"), "{text}");
+        assert!(!words.contains("Unexplained"), "{text}");
+    }
+
+    #[test]
+    fn a_difference_without_a_name_fails_and_asks_for_a_report() {
+        let rows = vec![row(Direction::Egress, 4000, false), row(Direction::Ingress, 0, false)];
+        let text = text(&report(rows));
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("client egress: -4,000 B, -50 packets"), "{text}");
+        assert!(words.contains("Please report it") && words.contains("NOT every byte"), "{text}");
+    }
+}
