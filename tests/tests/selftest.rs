@@ -25,7 +25,7 @@ fn labs(agent: u32) -> Result<Vec<String>> {
 }
 
 #[test]
-fn every_byte_is_accounted_for_on_this_kernel() -> Result<()> {
+fn selftest_accounts_for_every_byte_on_this_kernel() -> Result<()> {
     let desk = Desk::new()?;
     let running = start(&desk, &["--json"])?;
     let agent = running.id();
@@ -53,7 +53,7 @@ fn every_byte_is_accounted_for_on_this_kernel() -> Result<()> {
 }
 
 #[test]
-fn ctrl_c_takes_the_lab_down() -> Result<()> {
+fn selftest_takes_its_lab_down_after_ctrl_c() -> Result<()> {
     let desk = Desk::new()?;
     let running = start(&desk, &[])?;
     let agent = running.id();
@@ -70,10 +70,11 @@ fn ctrl_c_takes_the_lab_down() -> Result<()> {
 }
 
 #[test]
-fn without_root_it_says_what_it_needs() -> Result<()> {
+fn selftest_without_root_says_what_it_needs() -> Result<()> {
     let desk = Desk::for_everybody()?;
-    let prepare = |command: &mut std::process::Command| drop(command.uid(NOBODY));
-    let ended = desk.start(["selftest"], None, prepare);
-    ended?.finish()?.assert_complains(1, &["needs root", "sudo traffic-agent selftest"]);
+    let running = desk.start(["selftest"], None, |command| {
+        command.uid(NOBODY);
+    })?;
+    running.finish()?.assert_complains(1, &["needs root", "sudo traffic-agent selftest"]);
     Ok(())
 }

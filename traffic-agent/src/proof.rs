@@ -42,7 +42,7 @@ pub struct Case {
     /// IP version.
     pub family: Family,
     /// Whether the stack works on super-packets (GSO out, GRO in), or on one packet per frame.
-    pub super_packets: bool,
+    pub offload: bool,
     /// What the applications passed to their sockets and got from them, and what the far ends saw of
     /// that: one element per leg with traffic.
     pub payloads: Vec<Payload>,

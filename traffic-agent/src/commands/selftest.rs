@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
                 Version::Ipv4 => Family::Ipv4,
                 Version::Ipv6 => Family::Ipv6,
             },
-            super_packets: self.lab.stack() != Stack::Plain,
+            offload: self.lab.stack() != Stack::Plain,
             payloads: payloads(&truth, &application),
             rows,
         })

@@ -68,7 +68,7 @@ fn title(case: &Case) -> String {
         Family::Ipv4 => "IPv4",
         Family::Ipv6 => "IPv6",
     };
-    let stack = if case.super_packets { "" } else { ", no offload" };
+    let stack = if case.offload { "" } else { ", no offload" };
     format!("{}, {family}{stack}", case.description)
 }
 
@@ -227,7 +227,7 @@ pub fn write_csv(report: &SelftestReport, out: &mut dyn Write) -> io::Result<()>
     csv.write_record([
         "case",
         "family",
-        "super_packets",
+        "offload",
         "leg",
         "direction",
         "hook_wire_bytes",
@@ -247,7 +247,7 @@ pub fn write_csv(report: &SelftestReport, out: &mut dyn Write) -> io::Result<()>
         csv.write_record([
             case.name,
             family,
-            &case.super_packets.to_string(),
+            &case.offload.to_string(),
             leg(row.leg),
             direction(row.direction),
             &row.hook.wire_bytes.to_string(),
@@ -309,7 +309,7 @@ mod tests {
             name: "tcp-short",
             description: "TCP, 50 short connections".to_owned(),
             family: Family::Ipv6,
-            super_packets: true,
+            offload: true,
             payloads: Vec::new(),
             rows,
         };
