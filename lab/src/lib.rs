@@ -11,6 +11,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod crafted;
 pub mod handmade;
+pub mod kernel;
 pub mod link;
 pub mod namespace;
 pub mod offload;
