@@ -303,6 +303,13 @@ impl Counter {
         Some(info.size_jitted())
     }
 
+    /// Ids of the programs that packets pass, ingress and egress: for whoever measures what they cost.
+    /// `None` where the kernel does not say.
+    pub fn program_ids(&mut self) -> Option<[u32; 2]> {
+        let mut id = |name| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
+        Some([id(INGRESS_PROGRAM)?, id(EGRESS_PROGRAM)?])
+    }
+
     /// What the program tells beyond numbers.
     pub fn trace(&mut self) -> &mut Trace {
         &mut self.trace
