@@ -40,6 +40,7 @@ pub fn difference(start: &[Cell], end: &[Cell]) -> Result<Vec<Cell>, Backwards> 
                 wire_packets: minus(end.wire_packets, start.wire_packets)?,
                 wire_bytes: minus(end.wire_bytes, start.wire_bytes)?,
                 payload_bytes: minus(end.payload_bytes, start.payload_bytes)?,
+                retransmitted_bytes: minus(end.retransmitted_bytes, start.retransmitted_bytes)?,
             })
         })
         .collect()
@@ -164,7 +165,7 @@ mod tests {
     }
 
     fn cell(wire_bytes: u64) -> Cell {
-        Cell { packets: 1, bytes: wire_bytes, wire_packets: 1, wire_bytes, payload_bytes: 0 }
+        Cell { packets: 1, bytes: wire_bytes, wire_packets: 1, wire_bytes, ..Cell::default() }
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl<'h> Measurement<'h> {
         let options = Options {
             trace_packets: plan.trace_packets,
             transparent: listening.iter().any(|port| port.transparent),
+            retransmissions: true,
         };
         let mut counter = Counter::load(&options)?;
         for excluded in plan.ports.excluded() {

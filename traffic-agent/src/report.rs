@@ -146,7 +146,7 @@ pub struct ProcessReport {
     pub name: String,
 }
 
-/// Sums of the five counters; the JSON twin of [`Cell`].
+/// Sums of the six counters; the JSON twin of [`Cell`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// sk_buffs seen by the hook.
@@ -159,12 +159,15 @@ pub struct Counters {
     pub wire_bytes: u64,
     /// Bytes behind the transport header.
     pub payload_bytes: u64,
+    /// Of these, what TCP carried before: sent again, received again.
+    pub retransmitted_bytes: u64,
 }
 
 impl From<Cell> for Counters {
     fn from(cell: Cell) -> Self {
-        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes } = cell;
-        Self { packets, bytes, wire_packets, wire_bytes, payload_bytes }
+        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+            cell;
+        Self { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes }
     }
 }
 
@@ -177,6 +180,9 @@ impl Counters {
             wire_packets: self.wire_packets.saturating_sub(earlier.wire_packets),
             wire_bytes: self.wire_bytes.saturating_sub(earlier.wire_bytes),
             payload_bytes: self.payload_bytes.saturating_sub(earlier.payload_bytes),
+            retransmitted_bytes: self
+                .retransmitted_bytes
+                .saturating_sub(earlier.retransmitted_bytes),
         }
     }
 }
@@ -188,6 +194,7 @@ impl std::ops::AddAssign for Counters {
         self.wire_packets += other.wire_packets;
         self.wire_bytes += other.wire_bytes;
         self.payload_bytes += other.payload_bytes;
+        self.retransmitted_bytes += other.retransmitted_bytes;
     }
 }
 

@@ -17,6 +17,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod sequence;
 pub mod wire;
 
 /// Version of everything in this file. Part of every pin path: a pinned map of another layout opens
@@ -30,6 +31,7 @@ pub const ABI_VERSION: u32 = 1;
 /// * `wire_packets`, `wire_bytes`: as on the wire, a super-packet once per segment, each with its own
 ///   IP and transport header.
 /// * `payload_bytes`: what follows the TCP or UDP header (the IP header for other protocols).
+/// * `retransmitted_bytes`: of those, what TCP carried before: sent again, received again.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
@@ -43,10 +45,12 @@ pub struct Cell {
     pub wire_bytes: u64,
     /// Bytes behind the transport header.
     pub payload_bytes: u64,
+    /// TCP payload that was sent, or received, once more.
+    pub retransmitted_bytes: u64,
 }
 
 // Program and agent must agree on every byte: changing this also changes `ABI_VERSION`.
-const _: () = assert!(size_of::<Cell>() == 40 && align_of::<Cell>() == 8);
+const _: () = assert!(size_of::<Cell>() == 48 && align_of::<Cell>() == 8);
 
 /// All cells of one interface slot: the value of the map `CELLS`.
 pub type InterfaceCells = [Cell; CELLS_PER_INTERFACE];
@@ -118,7 +122,7 @@ pub const SLOT_OWNERS_ENTRIES: u32 = 128;
 
 // The program cuts its indices to the bits below.
 const _: () = assert!(CELLS_PER_INTERFACE.is_power_of_two() && TABLE_BYTES.is_power_of_two());
-const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Cell>() == 10_240);
+const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Cell>() == 12_288);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);

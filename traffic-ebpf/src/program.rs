@@ -20,6 +20,8 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext},
 };
 use aya_log_ebpf::warn;
+
+use crate::retransmission;
 use traffic_ebpf::{
     CELLS_PER_INTERFACE, Cell, EGRESS, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
     INTERFACE_SLOTS, IPV4, IPV6, InterfaceCells, LOOPBACK_IFINDEX, PORT_EXCLUDED,
@@ -61,7 +63,7 @@ const EXTENSION_HEADERS: u32 = 8;
 /// Hop-by-hop option "jumbo payload". Source: RFC 2675.
 const OPTION_JUMBO: u8 = 0xc2;
 /// Source: `TCP_LISTEN`, include/net/tcp_states.h.
-const TCP_LISTEN: u32 = 10;
+pub const TCP_LISTEN: u32 = 10;
 
 /// Describe each of the first packets. A constant at load: at 0 the verifier removes the branch.
 #[unsafe(no_mangle)]
@@ -71,6 +73,10 @@ static TRACE_PACKETS: Global<u32> = Global::new(0);
 /// destination's (TPROXY). A constant at load, as above.
 #[unsafe(no_mangle)]
 static TRANSPARENT: Global<u32> = Global::new(0);
+
+/// Count TCP payload that is carried again. A constant at load, as above.
+#[unsafe(no_mangle)]
+static RETRANSMISSIONS: Global<u32> = Global::new(0);
 
 #[map]
 static CELLS: PerCpuArray<InterfaceCells> =
@@ -160,6 +166,8 @@ struct Headers {
     l4_bytes: u32,
     /// Bytes that the kernel takes out again before the wire (BIG TCP).
     unsent_bytes: u32,
+    /// Sequence number of TCP.
+    sequence: u32,
 }
 
 #[inline(always)]
@@ -184,6 +192,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
         wire_packets: u64::from(wire_packets),
         wire_bytes: wire::wire_bytes(len, header_bytes, wire_packets),
         payload_bytes: u64::from(payload_bytes),
+        retransmitted_bytes: 0,
     };
     // A multicast packet of one's own that comes back was never on the wire, whatever its interface.
     // SAFETY: the kernel hands a valid context to the program.
@@ -199,6 +208,21 @@ fn count(ctx: &SkBuffContext, direction: u32) {
         let cell = unsafe { cells.cast::<Cell>().add(index) };
         // SAFETY: `cell` lies in a live map value.
         unsafe { add(cell, &added) };
+        if RETRANSMISSIONS.load() != 0
+            && headers.protocol == PORT_SLOT_UPSTREAM_TCP
+            && payload_bytes != 0
+        {
+            let again = retransmission::carried_again(
+                ctx.skb.skb,
+                direction,
+                headers.sequence,
+                payload_bytes,
+            );
+            if again != 0 {
+                // SAFETY: `cell` lies in a live map value.
+                unsafe { add_to(&raw mut (*cell).retransmitted_bytes, u64::from(again)) };
+            }
+        }
     }
 
     if TRACE_PACKETS.load() != 0 {
@@ -256,6 +280,24 @@ unsafe fn add(cell: *mut Cell, added: &Cell) {
     add_field!(wire_packets);
     add_field!(wire_bytes);
     add_field!(payload_bytes);
+}
+
+/// Adds to one counter, as [`add`] does.
+///
+/// # Safety
+///
+/// `counter` must lie in a live map value, aligned to 8 bytes.
+#[inline(always)]
+unsafe fn add_to(counter: *mut u64, added: u64) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({counter} + 0) += {added}",
+            counter = in(reg) counter,
+            added = in(reg) added,
+            options(nostack),
+        )
+    }
 }
 
 /// Reads the headers, or `None` if the packet is too short for what it says it is.
@@ -356,16 +398,25 @@ fn transport(
     family: u32,
     unsent: u32,
 ) -> Option<Headers> {
+    let mut sequence = 0;
     let (protocol, l4_bytes) = match protocol {
         TCP => {
             let header = read::<{ TCP_DATA_OFFSET + 1 }>(at, end)?;
+            sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
             (PORT_SLOT_UPSTREAM_TCP, u32::from(header[TCP_DATA_OFFSET] >> 4) * 4)
         }
         UDP => (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER),
         ICMP | ICMPV6 => (PORT_SLOT_UPSTREAM_ICMP, 0),
         _ => (PORT_SLOT_UPSTREAM_OTHER, 0),
     };
-    Some(Headers { family, protocol, l3_bytes: l3 as u32, l4_bytes, unsent_bytes: unsent })
+    Some(Headers {
+        family,
+        protocol,
+        l3_bytes: l3 as u32,
+        l4_bytes,
+        unsent_bytes: unsent,
+        sequence,
+    })
 }
 
 /// Returns the `N` bytes of the packet at an address, or `None` if its linear part ends before.
@@ -392,6 +443,7 @@ fn unparsable(ctx: &SkBuffContext) -> Headers {
         l3_bytes: 0,
         l4_bytes: 0,
         unsent_bytes: 0,
+        sequence: 0,
     }
 }
 
@@ -569,10 +621,8 @@ fn trace(ctx: &SkBuffContext, direction: u32, headers: &Headers, port_slot: u8, 
     if unsafe { traced.read_volatile() } >= u64::from(TRACE_PACKETS.load()) {
         return;
     }
-    // SAFETY: `traced` points to a live map value, aligned to 8 bytes.
-    unsafe {
-        asm!("lock *(u64 *)({traced} + 0) += {one}", traced = in(reg) traced, one = in(reg) 1u64, options(nostack))
-    };
+    // SAFETY: `traced` points to a live map value.
+    unsafe { add_to(traced, 1) };
 
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands a valid context to the program.

@@ -157,6 +157,8 @@ pub struct Options {
     pub trace_packets: u32,
     /// Accepted sockets inherit the port slot of their listener (TPROXY).
     pub transparent: bool,
+    /// Count TCP payload that is carried again.
+    pub retransmissions: bool,
 }
 
 /// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
@@ -164,7 +166,7 @@ pub struct Options {
 #[derive(Clone, Copy)]
 struct Element(InterfaceCells);
 
-// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, five `u64`s, no padding;
+// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, six `u64`s, no padding;
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
 
@@ -211,6 +213,7 @@ impl Counter {
     fn load_unlimited(options: &Options) -> Result<Self, Error> {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
+        let retransmissions = u32::from(options.retransmissions);
         let mut ebpf = EbpfLoader::new()
             // The program uses no type of the running kernel; parsing its BTF takes longer than all
             // the rest.
@@ -218,6 +221,7 @@ impl Counter {
             .map_max_entries(trace::PACKET_RECORDS, trace::ring_bytes(options.trace_packets))
             .override_global("TRACE_PACKETS", &options.trace_packets, true)
             .override_global("TRANSPARENT", &transparent, true)
+            .override_global("RETRANSMISSIONS", &retransmissions, true)
             .load(&object)
             .map_err(|source| Error::Load { source })?;
 
@@ -285,6 +289,7 @@ impl Counter {
                     sum.wire_packets += cell.wire_packets;
                     sum.wire_bytes += cell.wire_bytes;
                     sum.payload_bytes += cell.payload_bytes;
+                    sum.retransmitted_bytes += cell.retransmitted_bytes;
                 }
             }
         }

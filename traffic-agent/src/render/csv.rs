@@ -9,7 +9,7 @@
 //! | `name` | of the method or estimate |
 //! | `source` | what an estimate was made of, what a capture rate refers to |
 //! | `interface`, `scope`, `origin`, `direction`, `leg`, `protocol`, `port`, `family` | as in JSON |
-//! | `packets`, `bytes`, `wire_packets`, `wire_bytes`, `payload_bytes` | the counters, integers |
+//! | `packets`, `bytes`, `wire_packets`, `wire_bytes`, `payload_bytes`, `retransmitted_bytes` | the counters, integers |
 //! | `percent` | error of an estimate (signed), or a capture rate |
 //! | `note` | layer of a method's bytes or why there are none, formula of an estimate |
 //!
@@ -60,6 +60,7 @@ struct Row<'a> {
     wire_packets: Option<u64>,
     wire_bytes: Option<u64>,
     payload_bytes: Option<u64>,
+    retransmitted_bytes: Option<u64>,
     percent: Option<f64>,
     note: &'a str,
 }
@@ -67,7 +68,7 @@ struct Row<'a> {
 /// The header line.
 const HEADER: &str = "start,end,target,complete,kind,name,source,interface,scope,origin,direction,\
                       leg,protocol,port,family,packets,bytes,wire_packets,wire_bytes,\
-                      payload_bytes,percent,note";
+                      payload_bytes,retransmitted_bytes,percent,note";
 
 impl Row<'_> {
     fn counted(self, direction: Direction, counters: Counters) -> Self {
@@ -78,6 +79,7 @@ impl Row<'_> {
             wire_packets: Some(counters.wire_packets),
             wire_bytes: Some(counters.wire_bytes),
             payload_bytes: Some(counters.payload_bytes),
+            retransmitted_bytes: Some(counters.retransmitted_bytes),
             ..self
         }
     }
@@ -279,20 +281,20 @@ mod tests {
         let table = text(|out| write(&fixture::compare(), out));
         let lines: Vec<_> = table.lines().collect();
         for line in [
-            "total,,,,billed,,ingress,,,,,25025,1450749300,1001000,1501500000,1449448000,,",
-            "total,,,,loopback,,egress,,,,,0,0,0,0,0,,",
-            "port,,,,,,ingress,client,tcp,443,,25,1449300,1000,1500000,1448000,,",
+            "total,,,,billed,,ingress,,,,,25025,1450749300,1001000,1501500000,1449448000,0,,",
+            "total,,,,loopback,,egress,,,,,0,0,0,0,0,0,,",
+            "port,,,,,,ingress,client,tcp,443,,25,1449300,1000,1500000,1448000,0,,",
             "cell,,,eth0,billed,socket,ingress,client,tcp,443,ipv4,\
-             25,1449300,1000,1500000,1448000,,",
-            "method,iptables-port,,,,,ingress,,,,,,1449300,,,,,l3",
-            "method,interface,,,,,egress,,,,,,,,,,,\
+             25,1449300,1000,1500000,1448000,0,,",
+            "method,iptables-port,,,,,ingress,,,,,,1449300,,,,,,l3",
+            "method,interface,,,,,egress,,,,,,,,,,,,\
              eth0 appeared after the start; measure again now that it is there",
         ] {
             let line = format!("{SINCE},{line}");
             assert!(lines.contains(&line.as_str()), "{line}\nis not in\n{table}");
         }
         let estimate =
-            format!("{SINCE},estimate,out-x2,iptables-port,,,,,,,,,,2898600000,,,,-3.47");
+            format!("{SINCE},estimate,out-x2,iptables-port,,,,,,,,,,2898600000,,,,,-3.47");
         assert!(table.contains(&estimate), "{table}");
     }
 

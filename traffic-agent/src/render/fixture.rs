@@ -30,6 +30,7 @@ pub(super) fn counters(packets: u64) -> Counters {
         wire_packets: packets,
         wire_bytes: packets * 1500,
         payload_bytes: packets * 1448,
+        retransmitted_bytes: 0,
     }
 }
 

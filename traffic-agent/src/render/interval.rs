@@ -153,9 +153,11 @@ time      target          ingress           egress            total             
              \"start\":\"2026-11-23T10:00:00.25+08:00\",\"end\":\"2026-11-23T10:01:00.25+08:00\",\
              \"seconds\":60.0,\
              \"ingress\":{\"packets\":25,\"bytes\":1449300,\"wire_packets\":1000,\
-             \"wire_bytes\":1500000,\"payload_bytes\":1448000},\
+             \"wire_bytes\":1500000,\"payload_bytes\":1448000,\
+             \"retransmitted_bytes\":0},\
              \"egress\":{\"packets\":3,\"bytes\":144956,\"wire_packets\":100,\
-             \"wire_bytes\":150000,\"payload_bytes\":144800},\
+             \"wire_bytes\":150000,\"payload_bytes\":144800,\
+             \"retransmitted_bytes\":0},\
              \"total_wire_bytes\":9999999}\n"
         );
     }

@@ -80,7 +80,8 @@ mod tests {
             target["totals"]["billed"]["ingress"],
             serde_json::json!({
                 "packets": 25_025, "bytes": 1_450_749_300, "wire_packets": 1_001_000,
-                "wire_bytes": 1_501_500_000, "payload_bytes": 1_449_448_000
+                "wire_bytes": 1_501_500_000, "payload_bytes": 1_449_448_000,
+                "retransmitted_bytes": 0
             })
         );
         assert_eq!(keys(&target["ports"][0]), ["egress", "ingress", "port", "protocol"]);

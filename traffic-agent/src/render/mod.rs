@@ -35,7 +35,7 @@ pub struct Options {
     pub colour: bool,
     /// Columns of the terminal. Text is wrapped to it; figures are never broken.
     pub width: u16,
-    /// Whether to show all five counters, the interfaces and protocols, and the rules of a method.
+    /// Whether to show all counters, the interfaces and protocols, and the rules of a method.
     pub verbose: bool,
 }
 

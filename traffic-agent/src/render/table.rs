@@ -171,7 +171,32 @@ fn write_totals(
             rows.push((label.to_owned(), directions));
         }
     }
-    write_figures(&rows, options, out)
+    write_figures(&rows, options, out)?;
+    write_retransmitted(target, options, out)
+}
+
+/// Writes what TCP carried more than once, by leg; nothing if it was nothing.
+fn write_retransmitted(
+    target: &TargetReport,
+    options: &Options,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let mut legs = Vec::new();
+    for leg in [Leg::Client, Leg::Upstream] {
+        let sum = ledger::sum(&target.cells, |cell| cell.scope == Scope::Billed && cell.leg == leg);
+        let [ingress, egress] =
+            [sum.ingress, sum.egress].map(|counters| counters.retransmitted_bytes);
+        if ingress + egress != 0 {
+            let [ingress, egress] =
+                [ingress, egress].map(|bytes| format_bytes(bytes, options.units));
+            legs.push(format!("{} leg {ingress} in, {egress} out", word(&leg)));
+        }
+    }
+    if legs.is_empty() {
+        return Ok(());
+    }
+    let labels = [("", Style::Plain, 2), ("retransmitted payload, included:", Style::Dim, 33)];
+    write_labelled(&labels, &legs.join("; "), options, out)
 }
 
 fn write_ports(target: &TargetReport, options: &Options, out: &mut dyn Write) -> io::Result<()> {
@@ -246,15 +271,16 @@ fn write_parts(target: &TargetReport, options: &Options, out: &mut dyn Write) ->
 /// A counter: its name and how it is taken and shown.
 type Figure = (&'static str, fn(&Counters) -> u64, fn(u64, Units) -> String);
 
-const FIGURES: [Figure; 5] = [
+const FIGURES: [Figure; 6] = [
     ("wire bytes", |counters| counters.wire_bytes, format_bytes),
     ("wire packets", |counters| counters.wire_packets, |count, _| format_count(count)),
     ("bytes", |counters| counters.bytes, format_bytes),
     ("packets", |counters| counters.packets, |count, _| format_count(count)),
     ("payload", |counters| counters.payload_bytes, format_bytes),
+    ("retransmitted", |counters| counters.retransmitted_bytes, format_bytes),
 ];
 
-/// Writes ingress, egress and their total by row: wire bytes, or all five counters if verbose.
+/// Writes ingress, egress and their total by row: wire bytes, or all counters if verbose.
 fn write_figures(
     rows: &[(String, Directions)],
     options: &Options,

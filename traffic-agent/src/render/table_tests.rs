@@ -104,12 +104,13 @@ fn everything_that_was_counted_is_there_on_request() {
     let text = table(&compare(), &verbose);
     for lines in [
         "\
-                                ingress     egress      total
-  client leg    wire bytes     1.43 MiB   1.40 GiB   1.40 GiB
-                wire packets      1,000  1,000,000  1,001,000
-                bytes          1.38 MiB   1.35 GiB   1.35 GiB
-                packets              25     25,000     25,025
-                payload        1.38 MiB   1.35 GiB   1.35 GiB
+                                 ingress     egress      total
+  client leg    wire bytes      1.43 MiB   1.40 GiB   1.40 GiB
+                wire packets       1,000  1,000,000  1,001,000
+                bytes           1.38 MiB   1.35 GiB   1.35 GiB
+                packets               25     25,000     25,025
+                payload         1.38 MiB   1.35 GiB   1.35 GiB
+                retransmitted        0 B        0 B        0 B
 ",
         "\
 By interface, protocol and family (wire bytes, all scopes)
@@ -263,4 +264,14 @@ fn each_target_has_its_own_block_and_nothing_to_say_is_not_said() {
     let (_, second) = text.split_once("\n\nnginx (unit:xray.service)\n").expect("a second block");
     assert_eq!(second.lines().filter(|line| line.is_empty()).count(), 2, "{second}");
     assert!(second.contains("\n  sum "));
+}
+
+#[test]
+fn what_was_carried_again_is_told_by_leg_where_there_was_any() {
+    let mut report = compare();
+    assert!(!table(&report, &options(80)).contains("retransmitted"));
+    report.targets[0].cells[0].counters.retransmitted_bytes = 2896;
+    let text = table(&report, &options(80));
+    let line = "\n  retransmitted payload, included: client leg 2.83 KiB in, 0 B out\n";
+    assert!(text.contains(line), "{text}");
 }
