@@ -39,7 +39,7 @@ pub const ANDROID: Subject = Subject { name: "android-like", kind: Kind::Bench("
 /// As `compare` and `exec` load it.
 pub const OURS: Subject = Subject { name: "ours", kind: Kind::Ours(PLAIN) };
 
-const PLAIN: Options = Options { trace_packets: 0, transparent: false };
+const PLAIN: Options = Options { trace_packets: 0, transparent: false, retransmissions: false };
 
 /// Ours with each feature that is chosen at load. A new feature gets a line here.
 pub fn features() -> Vec<Subject> {
@@ -47,6 +47,7 @@ pub fn features() -> Vec<Subject> {
     vec![
         OURS,
         ours("ours, transparent", Options { transparent: true, ..PLAIN }),
+        ours("ours, retransmissions", Options { retransmissions: true, ..PLAIN }),
         // One packet is traced, all others pass the question whether to trace.
         ours("ours, traced", Options { trace_packets: 1, ..PLAIN }),
     ]

@@ -22,7 +22,7 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
+use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums};
 
 pub use self::{
     slots::{Owner, SlotTables},
@@ -164,9 +164,9 @@ pub struct Options {
 /// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Element(InterfaceCells);
+struct Element(InterfaceSums);
 
-// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, six `u64`s, no padding;
+// SAFETY: `repr(transparent)` over an array of `Sums`, which is `repr(C)`, six `u64`s, no padding;
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
 
@@ -282,15 +282,12 @@ impl Counter {
                 map: "CELLS",
                 source,
             })?;
-            for Element(element) in per_cpu.iter() {
-                for (sum, cell) in cells.iter_mut().zip(element) {
-                    sum.packets += cell.packets;
-                    sum.bytes += cell.bytes;
-                    sum.wire_packets += cell.wire_packets;
-                    sum.wire_bytes += cell.wire_bytes;
-                    sum.payload_bytes += cell.payload_bytes;
-                    sum.retransmitted_bytes += cell.retransmitted_bytes;
+            for (index, cell) in cells.iter_mut().enumerate() {
+                let mut sum = Sums::default();
+                for Element(element) in per_cpu.iter() {
+                    sum.add(&element[index]);
                 }
+                *cell = sum.cell();
             }
         }
         Ok(sample)
