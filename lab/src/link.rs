@@ -98,6 +98,13 @@ pub fn set_gso_max_segments(namespace: &Namespace, device: &str, segments: u32) 
     })
 }
 
+/// Sets the MTU of one end; the other end of a pair needs the same.
+pub fn set_mtu(namespace: &Namespace, device: &str, mtu: u32) -> Result<()> {
+    set(namespace, device, |message| message.mtu(mtu)).with_context(|| {
+        format!("cannot set the MTU of {device} in namespace {}", namespace.name())
+    })
+}
+
 /// Adds an address, usable at once (IPv6: without duplicate address detection).
 pub fn add_address(namespace: &Namespace, device: &str, address: IpAddr, prefix: u8) -> Result<()> {
     netlink(namespace, async move |handle| {
