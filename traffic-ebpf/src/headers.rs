@@ -11,6 +11,8 @@ use traffic_ebpf::{
     PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, TABLE_BYTES,
 };
 
+use crate::program::masked;
+
 // Protocol numbers. Source: IANA "Assigned Internet Protocol Numbers".
 const HOP_BY_HOP: u8 = 0;
 const ICMP: u8 = 1;
@@ -217,35 +219,61 @@ fn parse_ipv4(data: usize, end: usize) -> Option<Headers> {
     transport(data + l3, end, l3 as u64, protocol, IPV4)
 }
 
+/// How long an extension header is: `((units & mask) + more) << shift`, `units` being its second byte.
+/// All zero where a number is no extension header's.
+#[derive(Clone, Copy)]
+struct Extension {
+    mask: u8,
+    more: u8,
+    shift: u8,
+}
+
+/// By protocol number. A table in memory and not a match, because the verifier follows every arm of a
+/// match with all that comes after, eight headers deep.
+static EXTENSIONS: [Extension; 256] = {
+    let mut table = [Extension { mask: 0, more: 0, shift: 0 }; 256];
+    // Source of the units: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
+    let ordinary = Extension { mask: 0xff, more: 1, shift: 3 };
+    table[HOP_BY_HOP as usize] = ordinary;
+    table[ROUTING as usize] = ordinary;
+    table[DESTINATION_OPTIONS as usize] = ordinary;
+    table[MOBILITY as usize] = ordinary;
+    table[FRAGMENT as usize] = Extension { mask: 0, more: 1, shift: 3 };
+    table[AUTHENTICATION as usize] = Extension { mask: 0xff, more: 2, shift: 2 };
+    table
+};
+
 /// Walks the extension headers.
 #[inline(always)]
 fn parse_ipv6(data: usize, end: usize, gso_size: u32) -> Option<Headers> {
     let mut next = read::<IPV6_HEADER>(data, end)?[6];
     let mut l3 = IPV6_HEADER;
     for _ in 0..EXTENSION_HEADERS {
-        if !matches!(
-            next,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
-        ) {
+        let extension = &EXTENSIONS[usize::from(next)];
+        // Each field by itself: all three at once would be bytes of one number to the compiler.
+        // SAFETY: a live static.
+        let more = unsafe { (&raw const extension.more).read_volatile() };
+        if more == 0 {
             break;
         }
+        // SAFETY: as above.
+        let mask = unsafe { (&raw const extension.mask).read_volatile() };
+        // SAFETY: as above.
+        let shift = unsafe { (&raw const extension.shift).read_volatile() };
         let header = read::<8>(data + l3, end)?;
-        let units = usize::from(header[1]);
         // The kernel puts a hop-by-hop jumbo header into super-packets above 64 kB and takes it out
         // before the wire. Source: `ipv6_hopopt_jumbo_remove()`, include/net/ipv6.h, since 5.19.
-        if next == HOP_BY_HOP && units == 0 && header[2] == OPTION_JUMBO && gso_size != 0 {
+        if next == HOP_BY_HOP && header[1] == 0 && header[2] == OPTION_JUMBO && gso_size != 0 {
             let at = data + l3 + JUMBO_HEADER as usize;
             return Some(transport(at, end, l3 as u64, header[0], IPV6)?.with_jumbo());
         }
-        if next == FRAGMENT && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
-            return transport(data + l3 + 8, end, l3 as u64 + 8, FRAGMENT, IPV6);
+        let is_later = next == FRAGMENT && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0;
+        let length = (u64::from(header[1] & mask) + u64::from(more)) << (shift & 3);
+        // Eight headers of at most 2,048 bytes behind the first 40: the mask changes nothing.
+        l3 = masked::<0x7fff>(l3 as u64 + length) as usize;
+        if is_later {
+            return Some(Headers::new(IPV6, PORT_SLOT_UPSTREAM_OTHER, l3 as u64, 0));
         }
-        // Source of the units: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
-        l3 += match next {
-            FRAGMENT => 8,
-            AUTHENTICATION => (units + 2) * 4,
-            _ => (units + 1) * 8,
-        };
         next = header[0];
     }
     transport(data + l3, end, l3 as u64, next, IPV6)
@@ -263,7 +291,7 @@ pub fn read_transport<'a, const N: usize>(
     // SAFETY: the kernel hands a valid context to the program.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     // Eight headers of at most 2,048 bytes behind the first 40: the mask changes nothing.
-    let transport = super::program::masked::<0x7fff>(headers.transport());
+    let transport = masked::<0x7fff>(headers.transport());
     read(data + transport as usize + offset as usize, end)
 }
 
