@@ -36,10 +36,11 @@ pub const EMPTY: Subject = Subject { name: "empty program", kind: Kind::Bench("e
 pub const SYSTEMD: Subject = Subject { name: "systemd-like", kind: Kind::Bench("shared") };
 /// Helpers, hashes, a fixed MTU.
 pub const ANDROID: Subject = Subject { name: "android-like", kind: Kind::Bench("android") };
-/// As `compare` and `exec` load it.
+/// Counting, and nothing that is chosen at load.
 pub const OURS: Subject = Subject { name: "ours", kind: Kind::Ours(PLAIN) };
 
-const PLAIN: Options = Options { trace_packets: 0, transparent: false, retransmissions: false };
+const PLAIN: Options =
+    Options { trace_packets: 0, transparent: false, retransmissions: false, answered: false };
 
 /// Ours with each feature that is chosen at load. A new feature gets a line here.
 pub fn features() -> Vec<Subject> {
@@ -48,6 +49,9 @@ pub fn features() -> Vec<Subject> {
         OURS,
         ours("ours, transparent", Options { transparent: true, ..PLAIN }),
         ours("ours, retransmissions", Options { retransmissions: true, ..PLAIN }),
+        ours("ours, no socket", Options { answered: true, ..PLAIN }),
+        // As `compare` and `exec` load it.
+        ours("ours, as compare", Options { retransmissions: true, answered: true, ..PLAIN }),
         // One packet is traced, all others pass the question whether to trace.
         ours("ours, traced", Options { trace_packets: 1, ..PLAIN }),
     ]

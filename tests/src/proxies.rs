@@ -1,7 +1,6 @@
 //! One real proxy in the lab, measured by `traffic-agent compare` and held against what the far ends
 //! captured, and against real rules of the firewall.
 
-mod books;
 mod reading;
 
 use std::path::PathBuf;
@@ -15,10 +14,11 @@ use traffic_lab::proxy::{self, Program, Protocol, Proxy, RunningProxy};
 use traffic_lab::sockets::Transport;
 use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, LegTrace, UPSTREAM_DEVICE};
 use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
-use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
+use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack, Sum, answered};
 
-use self::books::{Account, Counted};
-use self::reading::{Compare, Reading};
+use crate::frequency::{self, WithoutSocket};
+
+use self::reading::{Compare, Counted, Reading};
 
 /// Where the server behind the proxy listens.
 const UPSTREAM_PORT: u16 = 8080;
@@ -26,6 +26,9 @@ const UPSTREAM_PORT: u16 = 8080;
 const TRIES: u32 = 3;
 /// How long a program that sets up a rule may take.
 const RULES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Connections at a time, at least: xray takes about a second to close one that it spliced.
+const PARALLEL: u32 = 40;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 const DOWNLOAD: Workload = Workload {
@@ -48,15 +51,58 @@ const SHORT: Workload = Workload {
     at_once: false,
 };
 
+/// So many that the kernel exchanges some packets without the proxy's socket: where the proxy closes first,
+/// its peers' last packets come late.
+const MANY: Workload = Workload { name: "many", connections: 2000, parallel: 8, ..SHORT };
+
 /// Drives a download, an upload and short connections through a real proxy, by IPv4 and by IPv6, and
 /// holds every figure of `traffic-agent compare` against the far ends' captures.
 pub fn check(program: Program, protocol: Protocol) -> Result<()> {
+    // Connections that are kept are of the family of before: then each has its own scene.
+    let scenes: &[&[Family]] = match protocol.keeps_connections() {
+        true => &[&[Family::Ipv4], &[Family::Ipv6]],
+        false => &[&[Family::Ipv4, Family::Ipv6]],
+    };
+    scenes.iter().try_for_each(|families| {
+        let scene = Scene::new(program, protocol)?;
+        let checked = scene.check(families);
+        checked.with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+    })
+}
+
+/// What is driven. The Trojan client of this xray ends a connection that begins with more than 8 kB
+/// ("failed to write A request payload > common/buf: buffer is full"), so it can upload nothing large.
+fn workloads(protocol: Protocol) -> &'static [Workload] {
+    match protocol {
+        Protocol::TrojanTls => &[DOWNLOAD, SHORT],
+        _ => &[DOWNLOAD, UPLOAD, SHORT],
+    }
+}
+
+/// Drives the demo's four workloads through a real proxy, holds every cell against the captures, and prints
+/// how much of each the kernel exchanged without a socket.
+pub fn check_demo(program: Program, protocol: Protocol) -> Result<()> {
     let scene = Scene::new(program, protocol)?;
-    scene.check().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
+    let table = || -> Result<()> {
+        frequency::print_head()?;
+        for workload in Workload::DEMO {
+            let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let measured = scene.measure_until_clean(family, workload)?;
+                scene.check_leg(&measured, Leg::Client)?;
+                scene.check_leg(&measured, Leg::Upstream)?;
+                let proxy = format!("{program} {protocol}");
+                let without = measured.without_socket();
+                frequency::print_row(&proxy, &workload, family, &measured.trace, without)?;
+            }
+        }
+        Ok(())
+    };
+    table().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
 }
 
 /// Finds a program that `cargo xtask test` installs.
-fn find(program: Program) -> Result<PathBuf> {
+pub fn find(program: Program) -> Result<PathBuf> {
     let name = program.name();
     let tools = std::env::var_os("TRAFFIC_TOOLS").map(PathBuf::from);
     let mut candidates: Vec<PathBuf> = tools.into_iter().map(|tools| tools.join(name)).collect();
@@ -102,41 +148,56 @@ impl Scene {
         Ok(scene)
     }
 
-    fn check(&self) -> Result<()> {
-        for family in [Family::Ipv4, Family::Ipv6] {
-            for workload in [DOWNLOAD, UPLOAD, SHORT] {
+    fn check(&self, families: &[Family]) -> Result<()> {
+        for &family in families {
+            for &workload in workloads(self.proxy.protocol()) {
                 self.check_one(family, workload)
                     .with_context(|| format!("{}, {family:?}", workload.name))?;
+            }
+            if (self.program, self.proxy.protocol()) == (Program::Xray, Protocol::VmessWs) {
+                let by_kernel = self.check_one(family, MANY)?;
+                ensure!(by_kernel > 0, "2000 connections, and no packet came without a socket");
             }
         }
         Ok(())
     }
 
-    fn check_one(&self, family: Family, workload: Workload) -> Result<()> {
+    /// Returns how many packets the kernel exchanged without the proxy's socket.
+    fn check_one(&self, family: Family, workload: Workload) -> Result<u64> {
         let begin = Instant::now();
         let measured = self.measure_until_clean(family, workload)?;
-        let client = self.check_leg(&measured, Leg::Client)?;
-        let upstream = self.check_leg(&measured, Leg::Upstream)?;
+        self.check_leg(&measured, Leg::Client)?;
+        self.check_leg(&measured, Leg::Upstream)?;
         measured.check_other_cells()?;
         measured.check_payload()?;
-        let exact = measured.check_totals(&client, &upstream)?;
-        let estimates = measured.check_estimates(&client, exact)?;
+        let exact = measured.check_total()?;
+        let estimates = measured.check_estimates(exact)?;
+        let by_kernel = measured.reading.sum(|cell| cell.origin != "socket");
         println!(
-            "{} {}, {family:?} {}: capture {} B, counted {exact} B, difference 0 but for: client \
-             {client}; upstream {upstream}. {estimates}; {:.1} s",
+            "{} {}, {family:?} {}: capture and count {exact} B, of which the kernel exchanged {} B \
+             in {} packets. {estimates}; {:.1} s",
             self.program,
             self.proxy.protocol(),
             workload.name,
-            measured.trace.sum(Filter::all()).l3_bytes,
+            by_kernel.wire_bytes,
+            by_kernel.wire_packets,
             begin.elapsed().as_secs_f64(),
         );
-        Ok(())
+        Ok(by_kernel.wire_packets)
     }
 
     /// Drives a workload, again if the lab itself lost frames: then its captures are no truth.
     fn measure_until_clean(&self, family: Family, workload: Workload) -> Result<Measured> {
         for attempt in 1..=TRIES {
-            let measured = self.measure(family, workload)?;
+            let measured = match self.measure(family, workload) {
+                Ok(measured) => measured,
+                // Of some thousand connections xray ends one before it has passed on what it got.
+                Err(error) if workload == MANY && attempt < TRIES => {
+                    println!("attempt {attempt} of {TRIES}: {error:#}; once more");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match measured.trace.check() {
                 Ok(()) => return Ok(measured),
                 Err(error) => println!("attempt {attempt} of {TRIES}: {error:#}; once more"),
@@ -148,9 +209,11 @@ impl Scene {
     fn measure(&self, family: Family, workload: Workload) -> Result<Measured> {
         let capture = self.lab.capture()?;
         let compare = Compare::start(&self.cgroup)?;
+        self.proxy.resume()?;
         let route = self.proxy.route(&self.lab, family, UPSTREAM_PORT);
         let outcome = run_closing(Closing::WhenDone, &workload, route, &self.server, &|_| ())?;
         self.proxy.wait_until_idle()?;
+        self.proxy.hush()?;
         capture.settle()?;
         let reading = compare.finish()?;
         let trace = capture.stop()?;
@@ -179,8 +242,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Every packet of a leg is in the right cells, but for those that the kernel answered.
-    fn check_leg(&self, measured: &Measured, leg: Leg) -> Result<Account> {
+    /// Every packet of a leg is in the right cells, also of those that the kernel answered.
+    fn check_leg(&self, measured: &Measured, leg: Leg) -> Result<()> {
         let transport = self.proxy.protocol().transport();
         let (captured, interface, protocol, port) = match leg {
             Leg::Client => {
@@ -212,35 +275,41 @@ impl Scene {
             })
         };
         let counted = DIRECTIONS.map(cells);
-        let account = books::balance(&captured.trace, counted)
-            .with_context(|| format!("{leg:?} leg: capture and cells disagree"))?;
-        check_device(captured, counted, &account)
-            .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))?;
-        Ok(account)
+        for (direction, counted) in DIRECTIONS.into_iter().zip(counted) {
+            let sum = captured.trace.sum(Filter::all().direction(direction));
+            let wire = Sum {
+                packets: counted.wire_packets,
+                l3_bytes: counted.wire_bytes,
+                payload_bytes: counted.payload_bytes,
+            };
+            ensure!(
+                wire == sum,
+                "{leg:?} leg, {direction:?}: captured {sum:?}, counted {wire:?}; the packets that the \
+                 capture shows to be without a socket: {:#?}; cells: {:#?}; findings: {}",
+                answered::classify(&captured.trace),
+                measured.reading.cells(),
+                measured.reading.findings()
+            );
+        }
+        check_device(captured, counted)
+            .with_context(|| format!("{leg:?} leg: {interface} and cells disagree"))
     }
 }
 
-/// What the device of a leg has counted is what the cells say, and the named packets.
+/// What the device of a leg has counted is what the cells say.
 ///
 /// Packets are IP packets on the wire. Egress bytes have Ethernet's header on each of them; ingress
 /// bytes are not comparable on a veth with NAPI.
-fn check_device(leg: &LegTrace, counted: [Counted; 2], account: &Account) -> Result<()> {
-    let packets = [leg.device.ingress_packets, leg.device.egress_packets];
-    for (index, direction) in DIRECTIONS.into_iter().enumerate() {
-        let ours = counted[index].wire_packets + account.named[index].packets;
-        ensure!(
-            ours == packets[index],
-            "{direction:?}: {ours} packets, the named ones included, against {}",
-            packets[index]
-        );
-    }
+fn check_device(leg: &LegTrace, counted: [Counted; 2]) -> Result<()> {
+    let device = [leg.device.ingress_packets, leg.device.egress_packets];
+    let ours = counted.map(|counted| counted.wire_packets);
+    ensure!(ours == device, "{ours:?} packets, ingress first, against {device:?}");
     let [_, egress] = counted;
-    let [_, named] = account.named;
-    let frames = egress.wire_packets + named.packets;
-    let ours = egress.wire_bytes + named.bytes + 14 * frames;
+    let bytes = egress.wire_bytes + 14 * egress.wire_packets;
     ensure!(
-        ours == leg.device.egress_bytes,
-        "egress: {ours} bytes, {frames} Ethernet headers included, against {}",
+        bytes == leg.device.egress_bytes,
+        "egress: {bytes} bytes, {} Ethernet headers included, against {}",
+        egress.wire_packets,
         leg.device.egress_bytes
     );
     // Super-packets went through the stack, and were counted as what the wire carried.
@@ -252,6 +321,18 @@ fn check_device(leg: &LegTrace, counted: [Counted; 2], account: &Account) -> Res
 }
 
 impl Measured {
+    /// What the kernel exchanged without a socket.
+    fn without_socket(&self) -> WithoutSocket {
+        let [ingress, egress] = DIRECTIONS.map(|direction| {
+            self.reading.sum(|cell| cell.origin != "socket" && cell.direction == name_of(direction))
+        });
+        WithoutSocket {
+            packets: ingress.wire_packets + egress.wire_packets,
+            ingress_bytes: ingress.wire_bytes,
+            egress_bytes: egress.wire_bytes,
+        }
+    }
+
     /// Nothing is counted under coordinates that nobody used.
     fn check_other_cells(&self) -> Result<()> {
         let family = family_name(self.family);
@@ -259,7 +340,6 @@ impl Measured {
             .reading
             .cells()
             .iter()
-            .filter(|cell| cell.origin == "socket")
             .filter(|cell| {
                 let client = cell.leg == "client"
                     && cell.interface == CLIENT_DEVICE
@@ -290,16 +370,11 @@ impl Measured {
         Ok(())
     }
 
-    /// The report's total is the capture less what is named; returns it.
-    fn check_totals(&self, client: &Account, upstream: &Account) -> Result<u64> {
-        let named: u64 =
-            client.named.iter().chain(&upstream.named).map(|missing| missing.bytes).sum();
+    /// The report's total is the capture.
+    fn check_total(&self) -> Result<u64> {
         let captured = self.trace.sum(Filter::all()).l3_bytes;
-        let total = self.reading.socket_total();
-        ensure!(
-            captured == total + named,
-            "the capture has {captured} B, the report {total} B and {named} B are named"
-        );
+        let total = self.reading.total()?;
+        ensure!(captured == total, "the capture has {captured} B, the report {total} B");
         ensure!(
             self.reading.is_complete(),
             "the report says that it is not complete: {}",
@@ -308,23 +383,12 @@ impl Measured {
         Ok(total)
     }
 
-    /// The rules count what the hook counts and the packets without a socket; the estimates' errors
-    /// follow from that by arithmetic on the capture.
-    fn check_estimates(&self, client: &Account, exact: u64) -> Result<String> {
+    /// The rules count what we count at the port; the estimates' errors follow from that by arithmetic on
+    /// the capture.
+    fn check_estimates(&self, exact: u64) -> Result<String> {
         let rules = self.reading.method("iptables-port")?;
         let hook = self.reading.method("hook-port")?;
-        for (index, direction) in DIRECTIONS.into_iter().enumerate() {
-            let most = hook[index] + client.named[index].bytes;
-            let merged = if direction == Direction::Ingress { client.merged_at_most } else { 0 };
-            ensure!(
-                (most.saturating_sub(merged)..=most).contains(&rules[index]),
-                "{direction:?}: the rules count {}, the hook {}, and what the hook does not see at \
-                 the port is {} (less up to {merged} if GRO merged it): {client}",
-                rules[index],
-                hook[index],
-                client.named[index].bytes
-            );
-        }
+        ensure!(rules == hook, "the rules count {rules:?}, ingress first, and hook-port {hook:?}");
         // Rules see super-packets: at least the payload, at most the wire's bytes.
         let trace = &self.trace.client.trace;
         let [ingress, egress] =

@@ -1,9 +1,10 @@
 //! From two samples to figures: what was counted in between, cell by cell, with names. Pure.
 
 use traffic_ebpf::{
-    CELLS_PER_INTERFACE, Cell, FAMILIES, INGRESS, INTERFACE_SLOTS, IPV4, PORT_SLOT_CLIENT_TCP,
-    PORT_SLOT_CLIENT_UDP, PORT_SLOT_UPSTREAM_ICMP, PORT_SLOT_UPSTREAM_OTHER,
-    PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, PORT_SLOTS,
+    ANSWERED_FOLLOWS, ANSWERED_SEEN, ANSWERED_UNATTRIBUTED, CELLS_PER_INTERFACE, Cell, FAMILIES,
+    INGRESS, INTERFACE_SLOTS, IPV4, PORT_SLOT_CLIENT_TCP, PORT_SLOT_CLIENT_UDP,
+    PORT_SLOT_UPSTREAM_ICMP, PORT_SLOT_UPSTREAM_OTHER, PORT_SLOT_UPSTREAM_TCP,
+    PORT_SLOT_UPSTREAM_UDP, PORT_SLOTS,
 };
 
 use crate::{
@@ -46,26 +47,46 @@ pub fn difference(start: &[Cell], end: &[Cell]) -> Result<Vec<Cell>, Backwards> 
         .collect()
 }
 
+/// What the elements of a sample stand for, `INTERFACE_SLOTS` each. The last ones, of packets that may be
+/// anybody's, are no cells of the target.
+const ORIGINS: [Origin; UNATTRIBUTED] = [Origin::Socket, Origin::Kernel, Origin::KernelDerived];
+const UNATTRIBUTED: usize = 1 + ANSWERED_UNATTRIBUTED;
+const _: () = assert!(ANSWERED_SEEN == 0 && ANSWERED_FOLLOWS == 1 && ANSWERED_UNATTRIBUTED == 2);
+
+/// Returns the sum of what may be anybody's.
+pub fn unattributed(cells: &[Cell]) -> Directions {
+    let mut sum = Directions::default();
+    let first = UNATTRIBUTED * INTERFACE_SLOTS * CELLS_PER_INTERFACE;
+    for (index, cell) in cells.iter().enumerate().skip(first) {
+        *sum.of_mut(direction_of(index)) += (*cell).into();
+    }
+    sum
+}
+
+fn direction_of(index: usize) -> Direction {
+    match index / (FAMILIES * PORT_SLOTS) % 2 == INGRESS as usize {
+        true => Direction::Ingress,
+        false => Direction::Egress,
+    }
+}
+
 /// Gives every cell that is not zero its coordinates.
 pub fn name_cells(cells: &[Cell], names: &Names) -> Vec<CellReport> {
-    cells
+    let attributed = &cells[..UNATTRIBUTED * INTERFACE_SLOTS * CELLS_PER_INTERFACE];
+    attributed
         .iter()
         .enumerate()
         .filter(|(_, cell)| **cell != Cell::default())
         .map(|(index, cell)| {
-            let (interface, scope) = &names.interfaces[index / CELLS_PER_INTERFACE];
+            let element = index / CELLS_PER_INTERFACE;
+            let (interface, scope) = &names.interfaces[element % INTERFACE_SLOTS];
             let port_slot = index / FAMILIES % PORT_SLOTS;
             let (leg, protocol, port) = name_port_slot(port_slot, names);
-            let direction = index / (FAMILIES * PORT_SLOTS) % 2;
             CellReport {
                 interface: interface.clone(),
                 scope: *scope,
-                origin: Origin::Socket,
-                direction: if direction == INGRESS as usize {
-                    Direction::Ingress
-                } else {
-                    Direction::Egress
-                },
+                origin: ORIGINS[element / INTERFACE_SLOTS],
+                direction: direction_of(index),
                 leg,
                 protocol,
                 port,
@@ -161,7 +182,7 @@ mod tests {
     }
 
     fn empty() -> Vec<Cell> {
-        vec![Cell::default(); INTERFACE_SLOTS * CELLS_PER_INTERFACE]
+        vec![Cell::default(); 4 * INTERFACE_SLOTS * CELLS_PER_INTERFACE]
     }
 
     fn cell(wire_bytes: u64) -> Cell {
@@ -212,8 +233,10 @@ mod tests {
         let all = totals.billed.wire_bytes()
             + totals.unbilled.wire_bytes()
             + totals.loopback.wire_bytes();
-        // 1 + 2 + ... + 2048.
-        assert_eq!(all, 2048 * 2049 / 2);
+        // 1 + 2 + ... + 6144: eight interfaces of 256 cells, for each of the three origins.
+        assert_eq!(all, 6144 * 6145 / 2);
+        // And what may be anybody's in none.
+        assert_eq!(unattributed(&cells).wire_bytes(), 8192 * 8193 / 2 - all);
         let legs = sum(&named, |cell| cell.leg == Leg::Client).wire_bytes()
             + sum(&named, |cell| cell.leg == Leg::Upstream).wire_bytes();
         assert_eq!(legs, all);

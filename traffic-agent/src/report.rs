@@ -110,6 +110,9 @@ pub struct TargetReport {
     pub ports: Vec<PortReport>,
     /// Every cell that is not zero.
     pub cells: Vec<CellReport>,
+    /// What the kernel exchanged in the target's network namespaces without any socket, and nothing shows
+    /// that it was the target's: in no cell, and not in the totals. Null where it is not counted.
+    pub unattributed: Option<Directions>,
     /// Other ways to measure the same traffic, and what they read. Empty for `exec`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<MethodReport>,
@@ -172,6 +175,14 @@ impl From<Cell> for Counters {
 }
 
 impl Counters {
+    /// Whether one of them is as large as a counter can be: the truth is that or more.
+    pub fn at_limit(&self) -> bool {
+        let Self { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+            *self;
+        [packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]
+            .contains(&u64::MAX)
+    }
+
     fn since(&self, earlier: &Self) -> Self {
         // Counters only grow; a smaller one is shown as no traffic, never as a huge number.
         Self {
@@ -189,12 +200,14 @@ impl Counters {
 
 impl std::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.wire_packets += other.wire_packets;
-        self.wire_bytes += other.wire_bytes;
-        self.payload_bytes += other.payload_bytes;
-        self.retransmitted_bytes += other.retransmitted_bytes;
+        // A sum beyond a u64 stands at the limit, and the report says so (`Counters::at_limit`).
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.wire_packets = self.wire_packets.saturating_add(other.wire_packets);
+        self.wire_bytes = self.wire_bytes.saturating_add(other.wire_bytes);
+        self.payload_bytes = self.payload_bytes.saturating_add(other.payload_bytes);
+        self.retransmitted_bytes =
+            self.retransmitted_bytes.saturating_add(other.retransmitted_bytes);
     }
 }
 
@@ -235,7 +248,7 @@ impl Directions {
 
     /// Wire bytes of both directions.
     pub fn wire_bytes(&self) -> u64 {
-        self.ingress.wire_bytes + self.egress.wire_bytes
+        self.ingress.wire_bytes.saturating_add(self.egress.wire_bytes)
     }
 }
 
@@ -303,12 +316,14 @@ pub enum Scope {
 
 /// Who sent or took the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A socket of the target: the hook saw it.
     Socket,
-    /// The kernel answered in its place.
+    /// The kernel exchanged it in the target's place, without a socket, and a tracepoint showed it.
     Kernel,
+    /// The same, for what no tracepoint shows but follows from a packet that one did.
+    KernelDerived,
 }
 
 /// The client leg of one listening port. Loopback is included, as in the counters of a rule.

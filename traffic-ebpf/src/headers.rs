@@ -16,7 +16,7 @@ use crate::program::masked;
 // Protocol numbers. Source: IANA "Assigned Internet Protocol Numbers".
 const HOP_BY_HOP: u8 = 0;
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -28,13 +28,13 @@ const MOBILITY: u8 = 135;
 /// Source: `ETH_P_IPV6`, include/uapi/linux/if_ether.h.
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const UDP_HEADER: u64 = 8;
+pub const IPV4_HEADER: usize = 20;
+pub const IPV6_HEADER: usize = 40;
+pub const UDP_HEADER: u64 = 8;
 /// Version 4 and a header of five words: no options.
 const IPV4_PLAIN: u8 = 0x45;
 /// Offset of the byte that holds the length of a TCP header.
-const TCP_DATA_OFFSET: usize = 12;
+pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte that holds the flags of a TCP header.
 pub const TCP_FLAGS: u64 = 13;
 /// More extension headers than any packet carries that a socket sends or accepts.

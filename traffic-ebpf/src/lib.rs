@@ -74,15 +74,17 @@ pub struct Sums {
 const _: () = assert!(size_of::<Sums>() == 48 && align_of::<Sums>() == 8);
 
 impl Sums {
-    /// Adds another CPU's sums. They only grow, but for `split_bytes`.
+    /// Adds another CPU's sums. They only grow, but for `split_bytes`; beyond a `u64` they stand at the
+    /// limit, which the report recognises.
     #[inline(always)]
     pub const fn add(&mut self, other: &Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.payload_bytes += other.payload_bytes;
-        self.split_packets += other.split_packets;
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.payload_bytes = self.payload_bytes.saturating_add(other.payload_bytes);
+        self.split_packets = self.split_packets.saturating_add(other.split_packets);
         self.split_bytes = self.split_bytes.wrapping_add(other.split_bytes);
-        self.retransmitted_bytes += other.retransmitted_bytes;
+        self.retransmitted_bytes =
+            self.retransmitted_bytes.saturating_add(other.retransmitted_bytes);
     }
 
     /// Returns what the sums stand for.
@@ -91,8 +93,8 @@ impl Sums {
         Cell {
             packets: self.packets,
             bytes: self.bytes,
-            wire_packets: self.packets.wrapping_add(self.split_packets),
-            wire_bytes: self.bytes.wrapping_add(self.split_bytes),
+            wire_packets: self.packets.saturating_add(self.split_packets),
+            wire_bytes: self.bytes.saturating_add_signed(self.split_bytes as i64),
             payload_bytes: self.payload_bytes,
             retransmitted_bytes: self.retransmitted_bytes,
         }
@@ -173,6 +175,91 @@ const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Sums>() == 12_288);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);
+
+/// What the map `ANSWERED` tells apart, `INTERFACE_SLOTS` elements each: packets that a tracepoint showed.
+pub const ANSWERED_SEEN: usize = 0;
+/// Answers that no tracepoint shows, but that follow from a packet that one showed.
+pub const ANSWERED_FOLLOWS: usize = 1;
+/// Packets of the target's network namespaces that may be anybody's.
+pub const ANSWERED_UNATTRIBUTED: usize = 2;
+/// Elements of the map `ANSWERED`.
+pub const ANSWERED_ELEMENTS: usize = 3 * INTERFACE_SLOTS;
+
+/// Capacity of the map `NAMESPACES`.
+pub const MOST_NAMESPACES: u32 = 64;
+/// Capacity of the map `CGROUPS`.
+pub const MOST_CGROUPS: u32 = 64;
+/// Capacity of the map `CONNECTIONS`, which forgets the oldest. At 100 bytes each.
+pub const MOST_CONNECTIONS: u32 = 16_384;
+
+/// A TCP connection that is over, or a UDP port that was given back: the key of the map `CONNECTIONS`.
+///
+/// Addresses in network byte order, an IPv4 address in the first four bytes; all else in the host's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Inode of the network namespace.
+    pub namespace: u32,
+    /// IP protocol number.
+    pub protocol: u32,
+    /// Port of the socket.
+    pub local_port: u16,
+    /// Port of its peer.
+    pub remote_port: u16,
+    /// Address of the socket.
+    pub local: [u8; 16],
+    /// Address of its peer.
+    pub remote: [u8; 16],
+}
+
+// The kernel hashes every byte of a key: there is no padding.
+const _: () = assert!(size_of::<Connection>() == 44 && align_of::<Connection>() == 4);
+
+impl Connection {
+    /// Nothing known yet.
+    pub const ZERO: Self = Self {
+        namespace: 0,
+        protocol: 0,
+        local_port: 0,
+        remote_port: 0,
+        local: [0; 16],
+        remote: [0; 16],
+    };
+}
+
+/// Where the programs find the fields of the kernel's structures that they read: the name of the constant,
+/// the structure, and the path to the member. The agent fills them in from the running kernel's BTF.
+pub const OFFSETS: [(&str, &str, &str); 29] = [
+    ("SK_BUFF_LEN", "sk_buff", "len"),
+    ("SK_BUFF_HEAD", "sk_buff", "head"),
+    ("SK_BUFF_DATA", "sk_buff", "data"),
+    ("SK_BUFF_END", "sk_buff", "end"),
+    ("SK_BUFF_NETWORK_HEADER", "sk_buff", "network_header"),
+    ("SK_BUFF_TRANSPORT_HEADER", "sk_buff", "transport_header"),
+    ("SK_BUFF_DEV", "sk_buff", "dev"),
+    ("SK_BUFF_IIF", "sk_buff", "skb_iif"),
+    ("SHARED_INFO_GSO_SIZE", "skb_shared_info", "gso_size"),
+    ("NET_DEVICE_IFINDEX", "net_device", "ifindex"),
+    ("NET_DEVICE_NET", "net_device", "nd_net.net"),
+    ("NET_INUM", "net", "ns.inum"),
+    ("SOCK_FAMILY", "sock_common", "skc_family"),
+    ("SOCK_STATE", "sock_common", "skc_state"),
+    ("SOCK_DPORT", "sock_common", "skc_dport"),
+    ("SOCK_DADDR", "sock_common", "skc_daddr"),
+    ("SOCK_RCV_SADDR", "sock_common", "skc_rcv_saddr"),
+    ("SOCK_V6_DADDR", "sock_common", "skc_v6_daddr"),
+    ("SOCK_V6_RCV_SADDR", "sock_common", "skc_v6_rcv_saddr"),
+    ("SOCK_NET", "sock_common", "skc_net.net"),
+    ("SOCK_PROTOCOL", "sock", "sk_protocol"),
+    ("SOCK_CGROUP", "sock", "sk_cgrp_data.cgroup"),
+    ("INET_SPORT", "inet_sock", "inet_sport"),
+    ("CGROUP_LEVEL", "cgroup", "level"),
+    ("CGROUP_ANCESTORS", "cgroup", "ancestors"),
+    ("CGROUP_KN", "cgroup", "kn"),
+    ("KERNFS_ID", "kernfs_node", "id"),
+    ("TIME_WAIT_TS_RECENT", "tcp_timewait_sock", "tw_ts_recent"),
+    ("TIME_WAIT_LAST_ACK", "tcp_timewait_sock", "tw_last_oow_ack_time"),
+];
 
 /// One traced packet (`--trace-packets`), as it passes the ring buffer `PACKET_RECORDS`.
 ///

@@ -33,7 +33,7 @@ use traffic_ebpf::{
 };
 
 /// Verdict of both hooks, whatever happens: the packet goes on.
-const PASS: i32 = 1;
+pub const PASS: i32 = 1;
 
 /// Source: include/uapi/linux/if_packet.h.
 const PACKET_LOOPBACK: u32 = 5;
@@ -138,8 +138,7 @@ pub fn announce_bind6(ctx: SockAddrContext) -> i32 {
 fn count(ctx: &SkBuffContext, direction: u32) {
     let skb = ctx.skb.skb;
     // Neither lookup can fail: both maps are arrays, and have these elements.
-    let Some(tables) = SLOTS.get_ptr_mut(0) else { return };
-    let tables = tables.cast::<u8>();
+    let Some(tables) = tables() else { return };
     let Some(cells) = CELLS.get_ptr_mut(interface_slot(skb, tables, direction)) else { return };
 
     let headers = headers(skb);
@@ -234,7 +233,14 @@ pub fn masked<const MASK: u64>(number: u64) -> u64 {
 ///
 /// The counter must lie in a live map value, aligned to 8 bytes.
 #[inline(always)]
-unsafe fn add<const OFFSET: usize>(value: *mut u8, added: u64) {
+pub unsafe fn add<const OFFSET: usize>(value: *mut u8, added: u64) {
+    // The loss that it prevents, for a test that shows it.
+    #[cfg(feature = "plain-adds")]
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        *value.add(OFFSET).cast::<u64>() += added
+    };
+    #[cfg(not(feature = "plain-adds"))]
     // SAFETY: guaranteed by the caller.
     unsafe {
         asm!(
@@ -280,7 +286,12 @@ fn interface_slot(skb: *mut __sk_buff, tables: *mut u8, direction: u32) -> u32 {
         return u32::from(INTERFACE_SLOT_LOOPBACK);
     }
     // SAFETY: as above.
-    let ifindex = unsafe { (*skb).ifindex };
+    slot_of_interface(tables, unsafe { (*skb).ifindex })
+}
+
+/// Returns the slot of an interface.
+#[inline(always)]
+pub fn slot_of_interface(tables: *mut u8, ifindex: u32) -> u32 {
     if ifindex >= TABLE_BYTES as u32 {
         return u32::from(INTERFACE_SLOT_OTHER);
     }
@@ -292,9 +303,15 @@ fn interface_slot(skb: *mut __sk_buff, tables: *mut u8, direction: u32) -> u32 {
     }
 }
 
+/// Returns the tables that give the slot of a number.
+#[inline(always)]
+pub fn tables() -> Option<*mut u8> {
+    SLOTS.get_ptr_mut(0).map(<*mut _>::cast)
+}
+
 /// Where in the tables a port's byte is. `table`: where its table begins, which is one of the first two.
 #[inline(always)]
-fn port_entry(table: u64, port: u64) -> usize {
+pub fn port_entry(table: u64, port: u64) -> usize {
     masked::<{ 2 * TABLE_BYTES as u64 - 1 }>(table + port) as usize
 }
 
@@ -307,7 +324,7 @@ fn interface_entry(ifindex: u64) -> usize {
 
 /// Returns the slot that stands in the tables.
 #[inline(always)]
-fn slot_at(tables: *mut u8, entry: usize) -> u8 {
+pub fn slot_at(tables: *mut u8, entry: usize) -> u8 {
     // SAFETY: an entry is inside of the tables, however it was made.
     unsafe { tables.add(entry).read_volatile() }
 }
@@ -430,8 +447,7 @@ fn announce_bind(ctx: &SockAddrContext) {
     if protocol != u32::from(UDP) || port == 0 {
         return;
     }
-    let Some(tables) = SLOTS.get_ptr_mut(0) else { return };
-    let tables = tables.cast::<u8>();
+    let Some(tables) = tables() else { return };
     let entry = port_entry(u64::from(TABLE_UDP) * TABLE_BYTES as u64, u64::from(port));
     if slot_at(tables, entry) == SLOT_NONE {
         claim(tables, entry, TABLE_UDP, port);

@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// The eBPF programs that ours is compared with.
-const PROGRAMS: Program = Program { package: "traffic-bench-programs", name: "bench-programs" };
+const PROGRAMS: Program =
+    Program { package: "traffic-bench-programs", name: "bench-programs", features: "" };
 
 /// Flags of `cargo xtask bench`.
 #[derive(clap::Args)]

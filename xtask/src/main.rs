@@ -37,7 +37,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -46,11 +46,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode> {
+fn run(arguments: Arguments) -> Result<ExitCode> {
     let workspace = Workspace::open()?;
-    match &arguments.task {
-        Task::Ebpf(options) => ebpf::run(&workspace, options),
+    match arguments.task {
+        Task::Ebpf(options) => ebpf::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, options),
-        Task::Bench(options) => bench::run(&workspace, options),
+        Task::Bench(options) => bench::run(&workspace, &options),
     }
 }

@@ -1,5 +1,6 @@
 //! `traffic-agent compare` as a child, and what its JSON says.
 
+use std::ops::Add;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -10,8 +11,6 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use traffic_lab::process::Place;
 use traffic_lab::{CountedCgroup, Process};
-
-use super::books::Counted;
 
 /// How long the agent may take to begin, and to end.
 const AGENT_WITHIN: Duration = Duration::from_secs(20);
@@ -51,6 +50,30 @@ impl Compare {
     }
 }
 
+/// What cells say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    pub packets: u64,
+    pub bytes: u64,
+    pub wire_packets: u64,
+    pub wire_bytes: u64,
+    pub payload_bytes: u64,
+}
+
+impl Add for Counted {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            wire_packets: self.wire_packets + other.wire_packets,
+            wire_bytes: self.wire_bytes + other.wire_bytes,
+            payload_bytes: self.payload_bytes + other.payload_bytes,
+        }
+    }
+}
+
 /// A cell of the report.
 #[derive(Debug, Clone)]
 pub struct Cell {
@@ -87,15 +110,15 @@ impl Reading {
         &self.cells
     }
 
-    /// Sums the cells of sockets that `keep` selects.
+    /// Sums the cells that `keep` selects.
     pub fn sum(&self, keep: impl Fn(&Cell) -> bool) -> Counted {
-        let cells = self.cells.iter().filter(|cell| cell.origin == "socket" && keep(cell));
+        let cells = self.cells.iter().filter(|cell| keep(cell));
         cells.fold(Counted::default(), |sum, cell| sum + cell.counted)
     }
 
-    /// Billed wire bytes of sockets.
-    pub fn socket_total(&self) -> u64 {
-        self.sum(|cell| cell.scope == "billed").wire_bytes
+    /// The exact figure.
+    pub fn total(&self) -> Result<u64> {
+        self.target["total_wire_bytes"].as_u64().context("there is no total")
     }
 
     /// Whether nothing is known or suspected to be missing.

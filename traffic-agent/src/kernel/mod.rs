@@ -3,7 +3,10 @@
 //! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
 //! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
 
+mod answered;
 pub mod attached;
+mod btf;
+mod figures;
 mod object;
 pub mod probe;
 mod slots;
@@ -12,6 +15,7 @@ mod trace;
 use std::{
     fs::File,
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -22,9 +26,13 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use traffic_ebpf::{CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums};
+use traffic_ebpf::{
+    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums,
+};
 
 pub use self::{
+    answered::{Answered, Unavailable},
+    figures::{LoadedFigures, ProgramFigures},
     slots::{Owner, SlotTables},
     trace::Trace,
 };
@@ -159,6 +167,8 @@ pub struct Options {
     pub transparent: bool,
     /// Count TCP payload that is carried again.
     pub retransmissions: bool,
+    /// Count what the kernel exchanges for the target without its socket, if this kernel lets us.
+    pub answered: bool,
 }
 
 /// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
@@ -170,19 +180,23 @@ struct Element(InterfaceSums);
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
 
+/// Elements of a [`Sample`], of all cells of an interface slot each.
+pub const ELEMENTS: usize = INTERFACE_SLOTS + ANSWERED_ELEMENTS;
+
 /// All counters of one instance, summed over CPUs.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// When it was read.
     pub taken_at: Instant,
-    /// `INTERFACE_SLOTS` x `CELLS_PER_INTERFACE` cells, one interface slot after the other.
+    /// [`ELEMENTS`] x `CELLS_PER_INTERFACE` cells, one interface slot after the other: first those of the
+    /// hook, then those of the map `ANSWERED`.
     pub cells: Vec<Cell>,
 }
 
 impl Sample {
     /// What an instance that has counted nothing would give.
     pub fn zero(taken_at: Instant) -> Self {
-        Self { taken_at, cells: vec![Cell::default(); INTERFACE_SLOTS * CELLS_PER_INTERFACE] }
+        Self { taken_at, cells: vec![Cell::default(); ELEMENTS * CELLS_PER_INTERFACE] }
     }
 }
 
@@ -191,6 +205,7 @@ pub struct Counter {
     /// Owns the programs and with them the links: dropping it detaches.
     ebpf: Ebpf,
     cells: PerCpuArray<MapData, Element>,
+    answered: Answered,
     slots: SlotTables,
     trace: Trace,
 }
@@ -214,7 +229,16 @@ impl Counter {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
         let retransmissions = u32::from(options.retransmissions);
-        let mut ebpf = EbpfLoader::new()
+        let layout = match options.answered {
+            true => answered::Layout::of_running_kernel(),
+            false => Err(Unavailable::NotWanted),
+        };
+        let mut loader = EbpfLoader::new();
+        answered::size_maps(&mut loader, layout.is_ok());
+        if let Ok(layout) = &layout {
+            layout.set(&mut loader);
+        }
+        let mut ebpf = loader
             // The program uses no type of the running kernel; parsing its BTF takes longer than all
             // the rest.
             .btf(None)
@@ -238,9 +262,11 @@ impl Counter {
             map: "CELLS",
             source,
         })?;
+        drop(loader);
+        let answered = Answered::open(&mut ebpf, layout)?;
         let slots = SlotTables::open(&mut ebpf)?;
         let trace = Trace::open(&mut ebpf)?;
-        Ok(Self { ebpf, cells, slots, trace })
+        Ok(Self { ebpf, cells, answered, slots, trace })
     }
 
     /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
@@ -267,7 +293,11 @@ impl Counter {
                 .attach(&directory, direction, mode)
                 .map_err(attach_error(name))?;
         }
-        Ok(())
+        // Last, because it takes longest, and what it counts is rare.
+        let metadata = directory
+            .metadata()
+            .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
+        self.answered.attach(&mut self.ebpf, &directory, metadata.ino())
     }
 
     /// Reads every counter once, summed over CPUs.
@@ -276,7 +306,9 @@ impl Counter {
     /// differ by what passed in between.
     pub fn sample(&self) -> Result<Sample, Error> {
         let mut sample = Sample::zero(Instant::now());
-        for (slot, cells) in (0u32..).zip(sample.cells.chunks_exact_mut(CELLS_PER_INTERFACE)) {
+        let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
+        self.answered.sample(answered)?;
+        for (slot, cells) in (0u32..).zip(counted.chunks_exact_mut(CELLS_PER_INTERFACE)) {
             let per_cpu = self.cells.get(&slot, 0).map_err(|source| Error::Map {
                 action: "read",
                 map: "CELLS",
@@ -291,6 +323,16 @@ impl Counter {
             }
         }
         Ok(sample)
+    }
+
+    /// What is counted without the target's socket.
+    pub fn answered(&mut self) -> &mut Answered {
+        &mut self.answered
+    }
+
+    /// How many events of packets without a socket were missed; `None` where the kernel does not say.
+    pub fn missed(&self) -> Option<u64> {
+        self.answered.missed(&self.ebpf)
     }
 
     /// The tables that say which port and which interface has which slot.

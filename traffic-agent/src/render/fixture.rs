@@ -116,6 +116,7 @@ pub(super) fn compare() -> Report {
             },
         ],
         cells,
+        unattributed: None,
         methods: vec![
             method("ebpf", Covers::Target, Layer::L3Wire, exact, vec![]),
             method("hook-port", Covers::ClientLeg, Layer::L3, port, vec![]),

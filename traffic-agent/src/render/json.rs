@@ -69,6 +69,7 @@ mod tests {
                 "selector",
                 "total_wire_bytes",
                 "totals",
+                "unattributed",
                 "verdict"
             ]
         );

@@ -161,7 +161,7 @@ fn write_totals(
         rows.push(("upstream leg".to_owned(), leg(Leg::Upstream)));
     }
     rows.push(("sum".to_owned(), target.totals.billed));
-    let kernel = ledger::sum(&target.cells, |cell| billed(cell) && cell.origin == Origin::Kernel);
+    let kernel = ledger::sum(&target.cells, |cell| billed(cell) && cell.origin != Origin::Socket);
     for (label, directions) in [
         ("incl. kernel", kernel),
         ("unbilled", target.totals.unbilled),
@@ -186,7 +186,7 @@ fn write_retransmitted(
         let sum = ledger::sum(&target.cells, |cell| cell.scope == Scope::Billed && cell.leg == leg);
         let [ingress, egress] =
             [sum.ingress, sum.egress].map(|counters| counters.retransmitted_bytes);
-        if ingress + egress != 0 {
+        if ingress != 0 || egress != 0 {
             let [ingress, egress] =
                 [ingress, egress].map(|bytes| format_bytes(bytes, options.units));
             legs.push(format!("{} leg {ingress} in, {egress} out", word(&leg)));

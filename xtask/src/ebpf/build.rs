@@ -61,10 +61,14 @@ pub struct Program {
     pub package: &'static str,
     /// Its name in the package.
     pub name: &'static str,
+    /// Features of the package, separated by commas.
+    pub features: &'static str,
 }
 
 /// The program whose object is committed.
-pub const TRAFFIC: Program = Program { package: sources::PACKAGE, name: "traffic" };
+pub const TRAFFIC: Program = Program { package: sources::PACKAGE, name: "traffic", features: "" };
+/// The same with plain adds in place of the atomic ones, for a test.
+pub const PLAIN_ADDS: Program = Program { features: "plain-adds", ..TRAFFIC };
 
 /// Everything that was asked of compiler and stripper, without this machine's paths.
 pub fn flags() -> Vec<String> {
@@ -95,6 +99,7 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain, program: &Program) ->
     }
     cargo
         .args(["build", "--package", program.package, "--bin", program.name])
+        .args(["--features", program.features])
         .args(["--locked", "--profile", "ebpf"])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&directory);

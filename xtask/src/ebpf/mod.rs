@@ -9,8 +9,13 @@ mod functions;
 mod manifest;
 mod sources;
 mod toolchain;
+mod verifier;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 
@@ -24,6 +29,9 @@ pub struct Options {
     /// Change nothing: fail unless the committed object belongs to the sources
     #[arg(long)]
     check: bool,
+    /// Build one that counts with plain adds, for a test, into the build directory
+    #[arg(long, conflicts_with = "check")]
+    plain_adds: bool,
 }
 
 /// Where the committed object and its manifest are.
@@ -34,12 +42,25 @@ struct Prebuilt {
 
 /// Builds the object, or checks the committed one.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    if options.plain_adds {
+        println!("{}", plain_adds(workspace)?.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     let directory = workspace.root().join("traffic-ebpf/prebuilt");
     let prebuilt = Prebuilt {
         object: directory.join("traffic.bpf.o"),
         manifest: directory.join("manifest.json"),
     };
     if options.check { check(workspace, &prebuilt) } else { write(workspace, &prebuilt) }
+}
+
+/// Builds the object with plain adds in place of the atomic ones, and returns where it is.
+pub fn plain_adds(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = Toolchain::find_or_install(workspace)?;
+    let object = build::build(workspace, &toolchain, &build::PLAIN_ADDS)?;
+    let path = build::directory(workspace).join("plain-adds.bpf.o");
+    fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 fn write(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
@@ -54,9 +75,17 @@ fn write(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     fs::write(&prebuilt.object, &object)
         .with_context(|| format!("cannot write {}", prebuilt.object.display()))?;
     manifest.write(&prebuilt.manifest)?;
-    print!("{}", functions::table(&object)?);
+    print_figures(workspace, &prebuilt.object)?;
     println!("traffic.bpf.o: {} bytes, sha256 {}", manifest.object.bytes, manifest.object.sha256);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what is in an object, and what the running kernel makes of it.
+fn print_figures(workspace: &Workspace, path: &Path) -> Result<()> {
+    let object = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let kernel = verifier::figures(workspace, path)?;
+    print!("{}", functions::table(&object, &kernel)?);
+    Ok(())
 }
 
 fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
@@ -82,6 +111,7 @@ fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
             )]));
         }
         println!("object: rebuilt, identical to the committed one ({})", recorded.object.sha256);
+        print_figures(workspace, &prebuilt.object)?;
         return Ok(ExitCode::SUCCESS);
     }
 

@@ -1,0 +1,241 @@
+//! Counting what the kernel exchanges for the target without its socket, where the kernel lets us.
+//!
+//! The programs hang on tracepoints, which are the same for the whole host: they are told the target's
+//! cgroups and network namespaces, and look away from everything else.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock},
+};
+use traffic_ebpf::{ANSWERED_ELEMENTS, Cell, MOST_CONNECTIONS, OFFSETS};
+
+use super::{
+    Element, Error,
+    btf::{self, Btf},
+};
+
+/// Programs and the tracepoints that they hang on.
+const PROGRAMS: [(&str, &str); 3] = [
+    ("remember_connection", "inet_sock_set_state"),
+    ("count_reset", "tcp_send_reset"),
+    ("count_dropped", "kfree_skb"),
+];
+/// Since 6.11, as `tcp_send_reset` for packets without a socket; without it ICMP answers are not counted.
+const ICMP: (&str, &str) = ("count_icmp", "icmp_send");
+const REMEMBER_UDP: &str = "remember_udp";
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why it is not counted on this kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// It was not asked for.
+    #[error("it was not asked for")]
+    NotWanted,
+    /// The kernel's structures are not known.
+    #[error(transparent)]
+    Types(#[from] btf::Error),
+    /// `kfree_skb` tells the socket since 6.11.
+    #[error("its tracepoints do not say for which socket a packet was; Linux 6.11 or later does")]
+    NoSocketArgument,
+    /// The kernel refused a program.
+    #[error("the kernel refused {program}")]
+    Refused {
+        /// The program.
+        program: &'static str,
+        /// What the kernel or aya says.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl Unavailable {
+    /// The reason and what caused it, in one line.
+    pub fn with_causes(&self) -> String {
+        let causes: Vec<String> = anyhow::Chain::new(self).map(ToString::to_string).collect();
+        causes.join(": ")
+    }
+}
+
+/// The kernel's answer without the verifier's log, which is of no use to who reads a report.
+fn refused(program: &'static str, source: Cause) -> Unavailable {
+    let source = match super::errno(&*source) {
+        Some(errno) => io::Error::from_raw_os_error(errno).into(),
+        None => source,
+    };
+    Unavailable::Refused { program, source }
+}
+
+/// What the programs must know of the running kernel: constants at load.
+pub(super) struct Layout {
+    offsets: Vec<(&'static str, u32)>,
+    reason_no_socket: u32,
+    reset_has_owner: u32,
+    has_icmp: bool,
+}
+
+impl Layout {
+    /// Looks it up in the kernel's BTF.
+    pub(super) fn of_running_kernel() -> Result<Self, Unavailable> {
+        let btf = Btf::of_running_kernel()?;
+        // skb, location, reason and, since 6.11, the socket.
+        if btf.tracepoint_arguments("kfree_skb").is_none_or(|arguments| arguments < 4) {
+            return Err(Unavailable::NoSocketArgument);
+        }
+        let offsets = OFFSETS
+            .iter()
+            .map(|&(name, structure, member)| Ok((name, btf.offset(structure, member)?)))
+            .collect::<Result<_, btf::Error>>()?;
+        Ok(Self {
+            offsets,
+            reason_no_socket: btf.enumerator("skb_drop_reason", "SKB_DROP_REASON_NO_SOCKET")?,
+            reset_has_owner: btf.has_parameter("ip_send_unicast_reply", "orig_sk").into(),
+            has_icmp: btf.tracepoint_arguments(ICMP.1).is_some(),
+        })
+    }
+
+    /// Sets the constants.
+    pub(super) fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+        for (name, offset) in &self.offsets {
+            loader.override_global(name, offset, true);
+        }
+        loader.override_global("REASON_NO_SOCKET", &self.reason_no_socket, true);
+        loader.override_global("RESET_HAS_OWNER", &self.reset_has_owner, true);
+    }
+}
+
+/// Makes the map of connections small where nobody uses it.
+pub(super) fn size_maps(loader: &mut EbpfLoader<'_>, wanted: bool) {
+    loader.map_max_entries("CONNECTIONS", if wanted { MOST_CONNECTIONS } else { 1 });
+}
+
+/// The programs of one instance, and what they are told.
+pub struct Answered {
+    cells: Array<MapData, Element>,
+    namespaces: HashMap<MapData, u32, u32>,
+    cgroups: HashMap<MapData, u64, u32>,
+    layout: Result<Layout, Unavailable>,
+    is_attached: bool,
+}
+
+impl Answered {
+    pub(super) fn open(
+        ebpf: &mut Ebpf,
+        layout: Result<Layout, Unavailable>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            cells: Array::try_from(take(ebpf, "ANSWERED")?).map_err(map_error("ANSWERED"))?,
+            namespaces: HashMap::try_from(take(ebpf, "NAMESPACES")?)
+                .map_err(map_error("NAMESPACES"))?,
+            cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?).map_err(map_error("CGROUPS"))?,
+            layout,
+            is_attached: false,
+        })
+    }
+
+    /// Why nothing is counted here, if so.
+    pub fn unavailable(&self) -> Option<&Unavailable> {
+        self.layout.as_ref().err()
+    }
+
+    /// Takes the sockets of a cgroup and of those below it for the target's.
+    ///
+    /// What the kernel refuses is remembered as the reason and no error: the hook counts without it.
+    pub(super) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        directory: &fs::File,
+        id: u64,
+    ) -> Result<(), Error> {
+        let Ok(layout) = &self.layout else { return Ok(()) };
+        self.cgroups.insert(id, 1, 0).map_err(map_error("CGROUPS"))?;
+        let attached = if self.is_attached {
+            Ok(())
+        } else {
+            self.is_attached = true;
+            attach_tracepoints(ebpf, layout.has_icmp)
+        };
+        if let Err(refused) = attached.and_then(|()| attach_release(ebpf, directory)) {
+            self.layout = Err(refused);
+        }
+        Ok(())
+    }
+
+    /// Takes a network namespace for one of the target's: what came there may be for it.
+    pub fn add_namespace(&mut self, inode: u64) -> Result<(), Error> {
+        // Inodes of namespaces are 32-bit numbers. Source: `struct ns_common`, include/linux/ns_common.h.
+        let Ok(inode) = u32::try_from(inode) else { return Ok(()) };
+        self.namespaces.insert(inode, 1, 0).map_err(map_error("NAMESPACES"))
+    }
+
+    /// Adds what was counted to the end of a sample: [`ANSWERED_ELEMENTS`] elements.
+    pub(super) fn sample(&self, cells: &mut [Cell]) -> Result<(), Error> {
+        if self.layout.is_err() {
+            return Ok(());
+        }
+        let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
+        for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
+            let Element(element) = self.cells.get(&index, 0).map_err(map_error("ANSWERED"))?;
+            for (cell, sums) in cells.iter_mut().zip(&element) {
+                *cell = sums.cell();
+            }
+        }
+        Ok(())
+    }
+
+    /// How often a program was not run because it was running on that CPU already; `None` where the kernel
+    /// does not say.
+    pub(super) fn missed(&self, ebpf: &Ebpf) -> Option<u64> {
+        let misses = PROGRAMS.iter().map(|(name, _)| {
+            let program: &BtfTracePoint = ebpf.program(name)?.try_into().ok()?;
+            let fd = program.fd().ok()?.as_fd().as_raw_fd();
+            // Since 5.12. Source: `bpf_prog_show_fdinfo()`, kernel/bpf/syscall.c.
+            let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+            let line = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse::<u64>().ok()
+        });
+        misses.sum()
+    }
+}
+
+fn attach_tracepoints(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
+    let btf = AyaBtf::from_sys_fs().map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
+    for (name, tracepoint) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
+        let mut attach = || -> Result<(), Cause> {
+            let program = ebpf.program_mut(name).ok_or("it is not in the object")?;
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(tracepoint, &btf)?;
+            program.attach()?;
+            Ok(())
+        };
+        attach().map_err(|error| refused(name, error))?;
+    }
+    Ok(())
+}
+
+fn attach_release(ebpf: &mut Ebpf, directory: &fs::File) -> Result<(), Unavailable> {
+    let mut attach = || -> Result<(), Cause> {
+        let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
+        let program: &mut CgroupSock = program.try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        program.attach(directory, CgroupAttachMode::Single)?;
+        Ok(())
+    };
+    attach().map_err(|error| refused(REMEMBER_UDP, error))
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Error> {
+    ebpf.take_map(name).ok_or(Error::Foreign { kind: "map", name })
+}
+
+fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+    move |source| Error::Map { action: "use", map, source }
+}

@@ -1,0 +1,533 @@
+//! Packets that the kernel exchanges for the target without its socket: they pass no hook of a cgroup.
+//!
+//! Late packets to a connection that is over, or to a port that nobody has, are freed by the kernel with
+//! a reason; it answers some of them. Both are rare, and both have a tracepoint: an ordinary packet pays
+//! nothing for being told apart here. Whose packet it was is told by its port, if that is one of the
+//! target's listening ports, or by its connection, if a socket of the target had that lately. What is
+//! neither is counted apart, and never guessed.
+//!
+//! The kernel's structures are read at offsets that the agent looks up in the running kernel's BTF. All of
+//! them are read by the helper that cannot fault: the verifier of some kernels takes an argument that can
+//! be null for one that cannot.
+
+use core::{
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
+
+use aya_ebpf::{
+    EbpfContext as _, Global,
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    macros::{btf_tracepoint, cgroup_sock, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    programs::{BtfTracePointContext, SockContext},
+};
+use traffic_ebpf::{
+    ANSWERED_ELEMENTS, ANSWERED_FOLLOWS, ANSWERED_SEEN, ANSWERED_UNATTRIBUTED, CELLS_PER_INTERFACE,
+    Connection, EGRESS, INGRESS, INTERFACE_SLOTS, IPV4, IPV6, InterfaceSums, MOST_CGROUPS,
+    MOST_CONNECTIONS, MOST_NAMESPACES, PORT_EXCLUDED, PORT_SLOT_UPSTREAM_ICMP,
+    PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, SLOT_NONE, Sums, TABLE_BYTES, cell_index, wire,
+};
+
+use crate::headers::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER};
+use crate::program::{PASS, add, masked, port_entry, slot_at, slot_of_interface, tables};
+
+/// Declares offsets that the agent fills in at load. Source of the names: `traffic_ebpf::OFFSETS`.
+macro_rules! offsets {
+    ($($name:ident),* $(,)?) => {
+        $(#[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
+    };
+}
+
+offsets!(
+    SK_BUFF_LEN,
+    SK_BUFF_HEAD,
+    SK_BUFF_DATA,
+    SK_BUFF_END,
+    SK_BUFF_NETWORK_HEADER,
+    SK_BUFF_TRANSPORT_HEADER,
+    SK_BUFF_DEV,
+    SK_BUFF_IIF,
+    SHARED_INFO_GSO_SIZE,
+    NET_DEVICE_IFINDEX,
+    NET_DEVICE_NET,
+    NET_INUM,
+    SOCK_FAMILY,
+    SOCK_STATE,
+    SOCK_DPORT,
+    SOCK_DADDR,
+    SOCK_RCV_SADDR,
+    SOCK_V6_DADDR,
+    SOCK_V6_RCV_SADDR,
+    SOCK_NET,
+    SOCK_PROTOCOL,
+    SOCK_CGROUP,
+    INET_SPORT,
+    CGROUP_LEVEL,
+    CGROUP_ANCESTORS,
+    CGROUP_KN,
+    KERNFS_ID,
+    TIME_WAIT_TS_RECENT,
+    TIME_WAIT_LAST_ACK,
+);
+
+/// `SKB_DROP_REASON_NO_SOCKET` of the running kernel.
+#[unsafe(no_mangle)]
+static REASON_NO_SOCKET: Global<u32> = Global::new(0);
+
+/// Whether an IPv4 reset for a full socket carries that socket, so that the hook sees it: since 6.13. An
+/// IPv6 one does not.
+#[unsafe(no_mangle)]
+static RESET_HAS_OWNER: Global<u32> = Global::new(0);
+
+/// What was counted here: `ANSWERED_ELEMENTS` x [`InterfaceSums`], shared by all CPUs because it is rare.
+#[map]
+static ANSWERED: Array<InterfaceSums> = Array::with_max_entries(ANSWERED_ELEMENTS as u32, 0);
+
+/// Network namespaces of the target, by their inode. What happens in others is none of its business.
+#[map]
+static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(MOST_NAMESPACES, 0);
+
+/// Cgroups of the target, by id, without those below them.
+#[map]
+static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(MOST_CGROUPS, 0);
+
+/// Connections of the target that are over, or are being closed, with the time of it. The oldest give way.
+#[map]
+static CONNECTIONS: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(MOST_CONNECTIONS, 0);
+
+/// What this CPU did last for a TIME_WAIT socket: see [`answered_by_ack`].
+#[map]
+static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+struct Last {
+    /// The packet that was answered by a reset.
+    reset: u64,
+    /// The socket that sent an acknowledgement which it may not repeat at once.
+    acknowledged: u64,
+    /// When, in the kernel's ticks.
+    at: u64,
+}
+
+/// Longest time after its end in which a packet is taken for one of a connection. TIME_WAIT takes a minute,
+/// from its last packet on.
+const REMEMBERED_NS: u64 = 300_000_000_000;
+
+// Source: include/net/tcp_states.h.
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_FIN_WAIT1: i32 = 4;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: i32 = 7;
+
+// Flags of TCP. Source: RFC 9293, section 3.1.
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+
+/// Source: include/linux/socket.h.
+const AF_INET6: u16 = 10;
+/// Source: include/uapi/linux/icmp.h.
+const ICMP_DEST_UNREACH: i32 = 3;
+const ICMP_PORT_UNREACH: i32 = 3;
+const ICMP_HEADER: u32 = 8;
+/// An ICMP error is no longer than this. Source: RFC 1812, section 4.3.2.3, and `icmp_send()`.
+const ICMP_LONGEST: u32 = 576;
+const TCP_HEADER: u32 = 20;
+/// Source: `TCPOLEN_TSTAMP_ALIGNED`, include/net/tcp.h.
+const TCP_TIMESTAMPS: u32 = 12;
+/// A cgroup deeper than this is not looked for. (systemd nests services of users six deep.)
+const MOST_LEVELS: u32 = 16;
+
+/// Reads a field of a kernel structure, an integer or an array of bytes; what cannot be read is 0.
+///
+/// Without a branch for that, which the verifier would follow: 0.11 s of loading against 0.02.
+#[inline(always)]
+fn field<T: Copy>(base: u64, offset: u32) -> T {
+    let at = base.wrapping_add(u64::from(offset)) as *const c_void;
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address that it reads itself, and the one that it writes is `value`'s.
+    unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at) };
+    // SAFETY: the helper writes all of it, zeros if it could not read. Source: `bpf_probe_read_kernel_common()`,
+    // kernel/trace/bpf_trace.c.
+    unsafe { value.assume_init() }
+}
+
+/// Returns an argument that points to a kernel structure, as a number: what the verifier thinks of it,
+/// which is not the same in all kernels, and wrong in some, does not matter then.
+#[inline(always)]
+fn pointer(ctx: &BtfTracePointContext, argument: u32) -> u64 {
+    field(ctx.as_ptr() as u64, argument * 8)
+}
+
+/// A socket leaves a connection, or has left it.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn remember_connection(ctx: BtfTracePointContext) -> i32 {
+    let (sk, old, new): (u64, i32, i32) = (pointer(&ctx, 0), ctx.arg(1), ctx.arg(2));
+    // Packets can come without a socket as soon as it is closed; and a moment before, when a TIME_WAIT
+    // socket has taken its place.
+    let closing = old == TCP_ESTABLISHED && new == TCP_FIN_WAIT1;
+    if !closing && new != TCP_CLOSE {
+        return 0;
+    }
+    let namespace = namespace_of_socket(sk);
+    if !is_ours(namespace) || field::<u16>(sk, SOCK_PROTOCOL.load()) != u16::from(TCP) {
+        return 0;
+    }
+    let connection = connection_of(sk, namespace);
+    if is_in_target(sk) {
+        // SAFETY: takes nothing.
+        let now = unsafe { bpf_ktime_get_ns() };
+        // It fails only for want of memory; then the packets are counted as unattributed.
+        let _ = CONNECTIONS.insert(connection, now, 0);
+    } else {
+        // The same addresses and ports were another's now.
+        let _ = CONNECTIONS.remove(connection);
+    }
+    0
+}
+
+/// A program of the target closes a socket. UDP has no states that a tracepoint would show.
+#[cgroup_sock(sock_release)]
+pub fn remember_udp(ctx: SockContext) -> i32 {
+    let sk = ctx.as_ptr() as u64;
+    // SAFETY: the kernel hands a valid context to the program.
+    if unsafe { (*ctx.sock).protocol } == u32::from(UDP) {
+        let port = u16::from_be(field(sk, INET_SPORT.load()));
+        if port != 0 {
+            let key = udp_port(namespace_of_socket(sk), port);
+            // SAFETY: takes nothing.
+            let now = unsafe { bpf_ktime_get_ns() };
+            let _ = CONNECTIONS.insert(key, now, 0);
+        }
+    }
+    PASS
+}
+
+/// The kernel frees a packet that it could not deliver.
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
+    let (skb, reason, sk): (u64, u32, u64) = (pointer(&ctx, 0), ctx.arg(2), pointer(&ctx, 3));
+    // A full socket, or one that was being made: the hook has seen the packet.
+    let time_wait = sk != 0 && field::<u8>(sk, SOCK_STATE.load()) == TCP_TIME_WAIT;
+    if !time_wait && reason != REASON_NO_SOCKET.load() {
+        return 0;
+    }
+    let Some(packet) = Packet::read(skb, sk) else { return 0 };
+    let slot = packet.slot();
+    packet.count(slot, ANSWERED_SEEN);
+    if time_wait && answered_by_ack(&packet, skb, sk) {
+        // It has timestamps if the connection had. Source: `tcp_v4_timewait_ack()`, net/ipv4/tcp_ipv4.c.
+        let timestamps = match field::<u32>(sk, TIME_WAIT_TS_RECENT.load()) {
+            0 => 0,
+            _ => TCP_TIMESTAMPS,
+        };
+        packet.count_answer(slot, ANSWERED_FOLLOWS, TCP_HEADER + timestamps);
+    }
+    0
+}
+
+/// The kernel answers a packet with a reset.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn count_reset(ctx: BtfTracePointContext) -> i32 {
+    let (sk, skb) = (pointer(&ctx, 0), pointer(&ctx, 1));
+    let Some(packet) = Packet::read(skb, sk) else { return 0 };
+    if sk != 0 {
+        if field::<u8>(sk, SOCK_STATE.load()) == TCP_TIME_WAIT {
+            if let Some(last) = LAST.get_ptr_mut(0) {
+                // SAFETY: a live value, of this CPU alone, and tracepoints of packets do not interrupt
+                // each other here.
+                unsafe { (*last).reset = skb };
+            }
+        } else if packet.family == IPV4 && RESET_HAS_OWNER.load() != 0 {
+            return 0;
+        }
+    }
+    packet.count_answer(packet.slot(), ANSWERED_SEEN, TCP_HEADER);
+    0
+}
+
+/// The kernel answers a packet with an ICMP error, IPv4 only.
+#[btf_tracepoint(function = "icmp_send")]
+pub fn count_icmp(ctx: BtfTracePointContext) -> i32 {
+    let (skb, kind, code): (u64, i32, i32) = (pointer(&ctx, 0), ctx.arg(1), ctx.arg(2));
+    if kind != ICMP_DEST_UNREACH || code != ICMP_PORT_UNREACH {
+        return 0;
+    }
+    let Some(packet) = Packet::read(skb, 0) else { return 0 };
+    let slot = Slot { port: PORT_SLOT_UPSTREAM_ICMP, ..packet.slot() };
+    let quoted = packet.bytes.min(ICMP_LONGEST - IPV4_HEADER as u32 - ICMP_HEADER);
+    packet.count_answer(slot, ANSWERED_SEEN, ICMP_HEADER + quoted);
+    0
+}
+
+/// Whether a TIME_WAIT socket acknowledged this packet. No tracepoint tells it: it follows from the packet.
+///
+/// Data and FINs that are not answered by a reset are always acknowledged. Others are if they are out of the
+/// window, and not too soon after the last: the socket keeps the time. Source:
+/// `tcp_timewait_state_process()` and `tcp_oow_rate_limited()`, net/ipv4.
+#[inline(always)]
+fn answered_by_ack(packet: &Packet, skb: u64, sk: u64) -> bool {
+    let Some(last) = LAST.get_ptr_mut(0) else { return false };
+    // SAFETY: a live value, of this CPU alone.
+    let last = unsafe { &mut *last };
+    if last.reset == skb {
+        last.reset = 0;
+        return false;
+    }
+    if packet.flags & SYN == 0 && (packet.payload != 0 || packet.flags & FIN != 0) {
+        return packet.flags & RST == 0;
+    }
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_jiffies64() };
+    let acknowledged: u32 = field(sk, TIME_WAIT_LAST_ACK.load());
+    if acknowledged == 0 || acknowledged != now as u32 || (last.acknowledged, last.at) == (sk, now)
+    {
+        return false;
+    }
+    (last.acknowledged, last.at) = (sk, now);
+    true
+}
+
+/// Where an answered packet is counted.
+#[derive(Clone, Copy)]
+struct Slot {
+    port: u8,
+    attributed: bool,
+}
+
+/// What is known of a packet to the host.
+struct Packet {
+    family: u32,
+    protocol: u8,
+    bytes: u32,
+    l3_bytes: u32,
+    l4_bytes: u32,
+    payload: u32,
+    gso_size: u32,
+    flags: u8,
+    ifindex: u32,
+    connection: Connection,
+}
+
+impl Packet {
+    /// Reads the headers of a packet that has come as far as its transport protocol, if that is TCP or UDP
+    /// and it came in a namespace of the target. `sk` is its socket, or 0.
+    #[inline(always)]
+    fn read(skb: u64, sk: u64) -> Option<Self> {
+        let device: u64 = field(skb, SK_BUFF_DEV.load());
+        // TCP takes the device off a packet that it gives to a full socket. Source: `tcp_v4_rcv()`.
+        let (namespace, ifindex) = if device != 0 {
+            let namespace = field(field(device, NET_DEVICE_NET.load()), NET_INUM.load());
+            (namespace, field(device, NET_DEVICE_IFINDEX.load()))
+        } else {
+            (namespace_of_socket(sk), field(skb, SK_BUFF_IIF.load()))
+        };
+        if !is_ours(namespace) {
+            return None;
+        }
+        let head: u64 = field(skb, SK_BUFF_HEAD.load());
+        let l3 = u64::from(field::<u16>(skb, SK_BUFF_NETWORK_HEADER.load()));
+        let l4 = u64::from(field::<u16>(skb, SK_BUFF_TRANSPORT_HEADER.load()));
+        let data: u64 = field(skb, SK_BUFF_DATA.load());
+        let len: u32 = field(skb, SK_BUFF_LEN.load());
+        let bytes = len.wrapping_add(data.wrapping_sub(head + l3) as u32);
+        let shared_info = head + u64::from(field::<u32>(skb, SK_BUFF_END.load()));
+        let gso_size = u32::from(field::<u16>(shared_info, SHARED_INFO_GSO_SIZE.load()));
+
+        let l3_header: [u8; IPV6_HEADER] = field(head + l3, 0);
+        let mut connection = Connection { namespace, ..Connection::ZERO };
+        let (family, protocol) = match l3_header[0] >> 4 {
+            4 => {
+                connection.remote[..4].copy_from_slice(&l3_header[12..16]);
+                connection.local[..4].copy_from_slice(&l3_header[16..20]);
+                (IPV4, l3_header[9])
+            }
+            6 => {
+                connection.remote.copy_from_slice(&l3_header[8..24]);
+                connection.local.copy_from_slice(&l3_header[24..40]);
+                (IPV6, l3_header[6])
+            }
+            _ => return None,
+        };
+        let l4_header: [u8; TCP_HEADER as usize] = field(head + l4, 0);
+        connection.remote_port = u16::from_be_bytes([l4_header[0], l4_header[1]]);
+        connection.local_port = u16::from_be_bytes([l4_header[2], l4_header[3]]);
+        let l3_bytes = (l4 - l3) as u32;
+        let (protocol, l4_bytes, flags) = match protocol {
+            TCP => {
+                connection.protocol = u32::from(TCP);
+                let length = u32::from(l4_header[TCP_DATA_OFFSET] >> 4) * 4;
+                (PORT_SLOT_UPSTREAM_TCP, length, l4_header[TCP_FLAGS as usize])
+            }
+            UDP => {
+                connection = udp_port(namespace, connection.local_port);
+                (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER as u32, 0)
+            }
+            _ => return None,
+        };
+        Some(Self {
+            family,
+            protocol,
+            bytes,
+            l3_bytes,
+            l4_bytes,
+            payload: bytes.saturating_sub(l3_bytes + l4_bytes),
+            gso_size,
+            flags,
+            ifindex,
+            connection,
+        })
+    }
+
+    /// Whose packet it is.
+    #[inline(always)]
+    fn slot(&self) -> Slot {
+        let own = |port| Slot { port, attributed: true };
+        let Some(tables) = tables() else { return own(self.protocol) };
+        // The tables of TCP and UDP have the numbers of their upstream slots.
+        let table = u64::from(self.protocol) * TABLE_BYTES as u64;
+        match slot_at(tables, port_entry(table, u64::from(self.connection.local_port))) {
+            SLOT_NONE => {}
+            PORT_EXCLUDED => return own(self.protocol),
+            slot => return own(slot),
+        }
+        // SAFETY: the value is read at once; a torn one would be a time that is a little off.
+        if let Some(&closed) = unsafe { CONNECTIONS.get(&self.connection) } {
+            // SAFETY: takes nothing.
+            let now = unsafe { bpf_ktime_get_ns() };
+            if now.wrapping_sub(closed) < REMEMBERED_NS {
+                return own(self.protocol);
+            }
+        }
+        Slot { port: self.protocol, attributed: false }
+    }
+
+    /// Counts the packet itself.
+    #[inline(always)]
+    fn count(&self, slot: Slot, kind: usize) {
+        let split_packets = wire::split_packets(u64::from(self.payload), u64::from(self.gso_size));
+        let added = Sums {
+            packets: 1,
+            bytes: u64::from(self.bytes),
+            payload_bytes: u64::from(self.payload),
+            split_packets,
+            split_bytes: split_packets * u64::from(self.l3_bytes + self.l4_bytes),
+            retransmitted_bytes: 0,
+        };
+        self.add(slot, kind, INGRESS, &added);
+    }
+
+    /// Counts an answer to the packet, with so many bytes behind its IP header. It is taken to leave where
+    /// the packet came from.
+    #[inline(always)]
+    fn count_answer(&self, slot: Slot, kind: usize, l4_bytes: u32) {
+        let l3_bytes = if self.family == IPV4 { IPV4_HEADER } else { IPV6_HEADER } as u32;
+        let payload_bytes = if slot.port == PORT_SLOT_UPSTREAM_ICMP { l4_bytes } else { 0 };
+        let added = Sums {
+            packets: 1,
+            bytes: u64::from(l3_bytes + l4_bytes),
+            payload_bytes: u64::from(payload_bytes),
+            split_packets: 0,
+            split_bytes: 0,
+            retransmitted_bytes: 0,
+        };
+        self.add(slot, kind, EGRESS, &added);
+    }
+
+    #[inline(always)]
+    fn add(&self, slot: Slot, kind: usize, direction: u32, added: &Sums) {
+        let kind = if slot.attributed { kind } else { ANSWERED_UNATTRIBUTED };
+        let Some(tables) = tables() else { return };
+        let interface = slot_of_interface(tables, self.ifindex);
+        let element = (kind * INTERFACE_SLOTS) as u32 + interface;
+        let Some(cells) = ANSWERED.get_ptr_mut(element) else { return };
+        let index = cell_index(direction, u32::from(slot.port), self.family);
+        let index = masked::<{ CELLS_PER_INTERFACE as u64 - 1 }>(index as u64) as usize;
+        // SAFETY: `index` is below `CELLS_PER_INTERFACE`.
+        let cell = unsafe { cells.cast::<Sums>().add(index) }.cast::<u8>();
+        // SAFETY: `cell` lies in a live map value, here and below.
+        unsafe { add::<{ offset_of!(Sums, packets) }>(cell, added.packets) };
+        // SAFETY: as above.
+        unsafe { add::<{ offset_of!(Sums, bytes) }>(cell, added.bytes) };
+        // SAFETY: as above.
+        unsafe { add::<{ offset_of!(Sums, payload_bytes) }>(cell, added.payload_bytes) };
+        if added.split_packets != 0 {
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_packets) }>(cell, added.split_packets) };
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell, added.split_bytes) };
+        }
+    }
+}
+
+/// Returns the inode of a socket's network namespace.
+#[inline(always)]
+fn namespace_of_socket(sk: u64) -> u32 {
+    field(field(sk, SOCK_NET.load()), NET_INUM.load())
+}
+
+#[inline(always)]
+fn is_ours(namespace: u32) -> bool {
+    // SAFETY: the value is not read.
+    unsafe { NAMESPACES.get(&namespace) }.is_some()
+}
+
+/// Whether a full socket belongs to a cgroup of the target, or to one below.
+#[inline(always)]
+fn is_in_target(sk: u64) -> bool {
+    let cgroup: u64 = field(sk, SOCK_CGROUP.load());
+    let depth = field::<u32>(cgroup, CGROUP_LEVEL.load()).min(MOST_LEVELS - 1);
+    for level in 0..MOST_LEVELS {
+        if level > depth {
+            break;
+        }
+        let ancestor: u64 = field(cgroup, CGROUP_ANCESTORS.load() + level * 8);
+        let id: u64 = field(field(ancestor, CGROUP_KN.load()), KERNFS_ID.load());
+        // SAFETY: the value is not read.
+        if unsafe { CGROUPS.get(&id) }.is_some() {
+            return true;
+        }
+    }
+    false
+}
+
+/// Returns the addresses and ports of a TCP socket.
+#[inline(always)]
+fn connection_of(sk: u64, namespace: u32) -> Connection {
+    // Closing has given `skc_num` back already; this one stays.
+    let local_port = u16::from_be(field(sk, INET_SPORT.load()));
+    let remote_port = u16::from_be(field(sk, SOCK_DPORT.load()));
+    let mut connection = Connection {
+        namespace,
+        protocol: u32::from(TCP),
+        local_port,
+        remote_port,
+        ..Connection::ZERO
+    };
+    let is_v6 = field::<u16>(sk, SOCK_FAMILY.load()) == AF_INET6;
+    let remote: [u8; 16] = field(sk, SOCK_V6_DADDR.load());
+    if is_v6 && !is_mapped(&remote) {
+        connection.remote = remote;
+        connection.local = field(sk, SOCK_V6_RCV_SADDR.load());
+    } else {
+        // An IPv6 socket that carries IPv4 has both.
+        let remote: [u8; 4] = field(sk, SOCK_DADDR.load());
+        let local: [u8; 4] = field(sk, SOCK_RCV_SADDR.load());
+        connection.remote[..4].copy_from_slice(&remote);
+        connection.local[..4].copy_from_slice(&local);
+    }
+    connection
+}
+
+/// Whether an address is an IPv4 one in IPv6. Source: RFC 4291, section 2.5.5.2.
+#[inline(always)]
+fn is_mapped(address: &[u8; 16]) -> bool {
+    address[..10] == [0; 10] && address[10] == 0xff && address[11] == 0xff
+}
+
+/// The key of a UDP port: whom it talked to does not matter.
+#[inline(always)]
+fn udp_port(namespace: u32, local_port: u16) -> Connection {
+    Connection { namespace, protocol: u32::from(UDP), local_port, ..Connection::ZERO }
+}
