@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
+use traffic_agent::report::Direction;
 use traffic_lab::Stack;
 use traffic_lab::packet::Family;
 use traffic_lab::relay::bind_listener;
-use traffic_lab::topology::addresses;
+use traffic_lab::topology::{UPSTREAM_DEVICE, addresses};
 use traffic_lab::udp::{Receive, Receiver};
 use traffic_tests::exchange::carry;
-use traffic_tests::factory::{connect_to, domain};
+use traffic_tests::factory::{connect_to, domain, socket_here};
 use traffic_tests::options::{set_ipv4_options, set_ipv6_header};
-use traffic_tests::site::{Counted, SERVER_PORT, Site, any};
-use traffic_tests::truth::{Applications, Witnesses};
+use traffic_tests::site::{Counted, RELAY_PORT, SERVER_PORT, Site, any, tcp};
+use traffic_tests::truth::{Applications, Witnesses, on_device};
 
 /// Enough for super-packets.
 const BULK_BYTES: usize = 500_000;
@@ -27,16 +28,28 @@ fn upstream(family: Family) -> SocketAddr {
     (addresses(family).upstream, SERVER_PORT).into()
 }
 
-/// A TCP connection from the counted cgroup to the upstream, both ends prepared, that carries
-/// [`BULK_BYTES`] each way.
+/// A TCP connection from the client to the counted cgroup, and one from there to the upstream, all ends
+/// prepared, that carry [`BULK_BYTES`] each way.
 fn bulk_tcp(
     witnesses: &Witnesses<'_>,
     family: Family,
-    prepare: impl Fn(&OwnedFd) -> Result<()>,
+    prepare: impl Fn(&OwnedFd) -> Result<()> + Sync,
     prepare_server: impl Fn(&TcpListener) -> Result<()>,
 ) -> Result<Counted> {
     let site = witnesses.site();
-    witnesses.hold(&[], || {
+    witnesses.hold(&[tcp(RELAY_PORT)], || {
+        let proxy = site.factory.tcp_listener(any(RELAY_PORT))?;
+        prepare_server(&proxy)?;
+        let to = (addresses(family).proxy_client, RELAY_PORT).into();
+        let client = site.lab.client.run_in(|| -> Result<TcpStream> {
+            let socket = socket_here(domain(to), libc::SOCK_STREAM, 0)?;
+            prepare(&socket)?;
+            connect_to(&socket, to)?;
+            Ok(TcpStream::from(socket))
+        })??;
+        let (accepted, _) = proxy.accept()?;
+        carry(&client, &accepted, BULK_BYTES)?;
+
         let server: TcpListener =
             site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
         prepare_server(&server)?;
@@ -46,7 +59,7 @@ fn bulk_tcp(
         connect_to(&socket, to)?;
         let (server, _) = server.accept()?;
         carry(&server, &TcpStream::from(socket), BULK_BYTES)?;
-        Ok(Some(Applications::both_ways(0, BULK_BYTES)))
+        Ok(Some(Applications::both_ways(BULK_BYTES, BULK_BYTES)))
     })
 }
 
@@ -56,9 +69,10 @@ fn assert_segmented(counted: &Counted) {
     assert!(egress.packets < egress.wire_packets, "no super-packet was sent");
 }
 
-/// Bytes of headers on the wire, per packet of the egress.
+/// Bytes of headers on the wire, per packet of the upstream leg's egress. (What the proxy accepts takes no
+/// NOPs from its listener or its client: there the client's packets have them, and the proxy's have not.)
 fn header_bytes(counted: &Counted) -> u64 {
-    let egress = counted.report.totals.billed.egress;
+    let egress = on_device(&counted.report.cells, UPSTREAM_DEVICE, Direction::Egress);
     (egress.wire_bytes - egress.payload_bytes) / egress.wire_packets
 }
 
