@@ -78,3 +78,10 @@ fn sockets_with_v4_mapped_addresses_are_exact_in_every_cell() -> Result<()> {
 fn a_proxy_in_a_sub_cgroup_is_exact_in_every_cell() -> Result<()> {
     check_variant(Variant::SubCgroup)
 }
+
+#[test]
+fn super_packets_above_64_kib_are_exact_in_every_cell() -> Result<()> {
+    let (stack, processors) = (Stack::GsoGro, Processors::All);
+    // Without offloads there are none. Down, up, and both at once.
+    check(Setting { stack, processors, variant: Variant::BigTcp }, &TCP[..3])
+}

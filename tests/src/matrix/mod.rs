@@ -111,6 +111,7 @@ pub fn check<'k>(setting: Setting, kinds: impl IntoIterator<Item = &'k Kind>) ->
             }
         }
     }
+    setting.variant.check_was_seen(&site)?;
     ensure!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     Ok(())
 }

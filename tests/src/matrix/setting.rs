@@ -2,14 +2,23 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use traffic_lab::packet::Family;
 use traffic_lab::topology::{FAR_DEVICE, MTU};
 use traffic_lab::{Stack, link};
 
 use super::kinds::{BOTH, Kind, Traffic};
 use crate::processors::Processors;
+use crate::rules;
 use crate::site::Site;
+
+/// The largest packets of [`Variant::BigTcp`].
+const BIG_BYTES: u32 = 185_000;
+/// A match for packets whose IP header has 0 for their length: bytes 2 and 3 of IPv4, 4 and 5 of IPv6.
+const UNSAID_LENGTH: [(Family, &str); 2] =
+    [(Family::Ipv4, "-m u32 --u32 0&0xFFFF=0x0"), (Family::Ipv6, "-m u32 --u32 2&0xFFFF=0x0")];
+/// Where the rules are that see them.
+const TABLE: &str = "raw";
 
 /// What is not as always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +31,9 @@ pub enum Variant {
     NoTimestamps,
     /// The proxy's sockets are IPv6 ones that carry IPv4.
     Mapped,
+    /// Super-packets of more than 64 KiB, for which the length in the IP header has no room. IPv6 says it
+    /// in a header that never reaches the wire.
+    BigTcp,
     /// The proxy's sockets belong to a cgroup below the counted one.
     SubCgroup,
 }
@@ -33,6 +45,7 @@ impl fmt::Display for Variant {
             Self::Mtu(bytes) => write!(formatter, ", MTU {bytes}"),
             Self::NoTimestamps => formatter.write_str(", no timestamps"),
             Self::Mapped => formatter.write_str(", v4-mapped"),
+            Self::BigTcp => formatter.write_str(", BIG TCP"),
             Self::SubCgroup => formatter.write_str(", in a sub-cgroup"),
         }
     }
@@ -62,9 +75,44 @@ impl Variant {
                 BOTH.iter().try_for_each(|device| link::set_mtu(&lab.proxy, device, bytes))
             }
             Self::NoTimestamps => lab.proxy.sysctl("ipv4/tcp_timestamps", "0"),
+            Self::BigTcp => {
+                // In flight, so that one packet can be that large.
+                lab.proxy.sysctl("ipv4/tcp_wmem", "4096 600000 600000")?;
+                for device in BOTH {
+                    link::set_super_packet_size(&lab.proxy, device, BIG_BYTES)?;
+                    for (family, unsaid) in UNSAID_LENGTH {
+                        let rule = format!("{} {unsaid}", sent(device));
+                        rules::add_to(&lab.proxy, family, TABLE, &rule)?;
+                    }
+                }
+                Ok(())
+            }
             Self::Ordinary | Self::Mapped | Self::SubCgroup => Ok(()),
         }
     }
+}
+
+impl Variant {
+    /// Or the cells would prove less than their labels say.
+    pub(super) fn check_was_seen(self, site: &Site) -> Result<()> {
+        if self != Self::BigTcp {
+            return Ok(());
+        }
+        for (family, _) in UNSAID_LENGTH {
+            let saved = rules::save(&site.lab.proxy, family, TABLE)?;
+            for device in BOTH {
+                let big = rules::find(&saved, &format!("{} ", sent(device))).unwrap_or_default();
+                ensure!(big.packets > 0, "no packet above 64 KiB was sent on {device}:\n{saved}");
+                ensure!(big.bytes > big.packets * 65_535, "they were not above 64 KiB: {big:?}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A chain of [`TABLE`] where nothing else is, and a device.
+fn sent(device: &str) -> String {
+    format!("OUTPUT -o {device}")
 }
 
 /// Where the cells of one bench are in the matrix.
