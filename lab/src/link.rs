@@ -37,16 +37,24 @@ static NEXT_PAIR: AtomicU8 = AtomicU8::new(1);
 ///
 /// It ends with either namespace.
 pub fn connect(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
+    connect_as(a, b, mtu, 0)
+}
+
+/// The same with a number for both devices; 0 leaves it to the kernel.
+pub fn connect_as(a: End<'_>, b: End<'_>, mtu: u32, number: u32) -> Result<()> {
     // Locally administered; one for both ends, see the head of this file.
     let address = vec![0x02, 0x77, 0, 0, 0, NEXT_PAIR.fetch_add(1, Ordering::Relaxed)];
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(b.name)
+        .index(number)
         .mtu(mtu)
         .address(address.clone())
         .arp(false)
         .setns_by_fd(b.namespace.fd().as_raw_fd())
         .build();
+    // Without a number of its own the kernel passes over the peer's.
     let pair = LinkMessageBuilder::<LinkVeth>::new(a.name, b.name)
+        .index(number)
         .mtu(mtu)
         .address(address)
         .arp(false)

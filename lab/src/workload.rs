@@ -14,6 +14,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::namespace::Namespace;
 use crate::relay::bind_listener;
@@ -341,7 +343,8 @@ pub fn run_closing(
     let begin = Instant::now();
     let next = AtomicU32::new(0);
     let failed = AtomicBool::new(false);
-    let work = || -> Result<(Endpoint, u64, u64)> {
+    let work = |worker: usize| -> Result<(Endpoint, u64, u64)> {
+        stay_on_one_processor(worker)?;
         let (mut total, mut greeting_sent, mut greeting_received) = (Endpoint::default(), 0, 0);
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -361,8 +364,9 @@ pub fn run_closing(
     };
     let results = route.client.run_in(|| {
         thread::scope(|scope| {
-            let workers: Vec<_> =
-                (0..workload.parallel.max(1)).map(|_| scope.spawn(work)).collect();
+            let workers: Vec<_> = (0..workload.parallel.max(1) as usize)
+                .map(|worker| scope.spawn(move || work(worker)))
+                .collect();
             workers
                 .into_iter()
                 .map(|worker| {
@@ -401,6 +405,22 @@ pub fn run_closing(
         bail!("the two ends disagree: {outcome:?}");
     }
     Ok(outcome)
+}
+
+/// Keeps the calling thread, and threads that it starts, on one of the processors that it may use.
+///
+/// Without GRO a packet on a veth is received on the processor that sent it. If a client moves between
+/// the end of the handshake and its first data, both are received at once on two processors; the kernel
+/// then looks for the socket again, and runs the cgroup's hook for the same packet once more. On a real
+/// link the packets of a connection come on one processor.
+fn stay_on_one_processor(worker: usize) -> Result<()> {
+    let own = Pid::from_raw(0);
+    let may = sched_getaffinity(own).context("sched_getaffinity")?;
+    let processors: Vec<usize> =
+        (0..CpuSet::count()).filter(|&number| may.is_set(number).unwrap_or(false)).collect();
+    let mut one = CpuSet::new();
+    one.set(processors[worker % processors.len()])?;
+    sched_setaffinity(own, &one).context("sched_setaffinity")
 }
 
 /// Bytes of one connection at the client.

@@ -38,7 +38,7 @@ const SEGMENT: i32 = 128;
 /// Connections whose packets a timer sends.
 const PACED: usize = 8;
 /// Bytes per second of each: 8,000 segments, and as many interrupts.
-const PACE: u32 = 500_000;
+const PACE: u32 = 1_000_000;
 /// How long the one that wakes up sleeps.
 const NAP: Duration = Duration::from_micros(500);
 /// Nothing has come for so long: a delayed ACK takes 40 ms.
@@ -235,7 +235,7 @@ fn wake_and_send(socket: &UdpSocket, cpu: usize, go_on: &dyn Fn() -> bool) -> Re
 
 /// Small writes both ways over one connection.
 fn converse(talk: &Connection, cpu: usize, go_on: &dyn Fn() -> bool) -> Result<()> {
-    take_place(cpu, Priority::Nice(10))?;
+    take_place(cpu, Priority::Nice(0))?;
     while go_on() {
         for (from, to) in [(&talk.0, &talk.1), (&talk.1, &talk.0)] {
             for _ in 0..16 {

@@ -65,6 +65,8 @@ impl Factory {
         let mut errno = [0; 4];
         let (length, socket) = receive(&requests, &mut errno)?;
         ensure!(length == errno.len(), "the socket factory has ended");
+        // Its own descriptor is closed: when the caller closes the socket, it is closed.
+        requests.recv(&mut [0]).context("the socket factory has ended")?;
         match socket {
             Some(socket) => Ok(socket),
             None => bail!(
@@ -196,5 +198,7 @@ pub fn serve() -> Result<()> {
             MsgFlags::empty(),
             None,
         )?;
+        drop(made);
+        requests.send(&[0])?;
     }
 }

@@ -16,6 +16,8 @@ use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, LegTrace, UPSTREAM_DEVICE};
 use traffic_lab::workload::{Closing, Outcome, Server, Workload, run_closing};
 use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack, Sum, answered};
 
+use crate::frequency::{self, WithoutSocket};
+
 use self::reading::{Compare, Counted, Reading};
 
 /// Where the server behind the proxy listens.
@@ -24,6 +26,9 @@ const UPSTREAM_PORT: u16 = 8080;
 const TRIES: u32 = 3;
 /// How long a program that sets up a rule may take.
 const RULES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Connections at a time, at least: xray takes about a second to close one that it spliced.
+const PARALLEL: u32 = 40;
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 const DOWNLOAD: Workload = Workload {
@@ -72,6 +77,28 @@ fn workloads(protocol: Protocol) -> &'static [Workload] {
         Protocol::TrojanTls => &[DOWNLOAD, SHORT],
         _ => &[DOWNLOAD, UPLOAD, SHORT],
     }
+}
+
+/// Drives the demo's four workloads through a real proxy, holds every cell against the captures, and prints
+/// how much of each the kernel exchanged without a socket.
+pub fn check_demo(program: Program, protocol: Protocol) -> Result<()> {
+    let scene = Scene::new(program, protocol)?;
+    let table = || -> Result<()> {
+        frequency::print_head()?;
+        for workload in Workload::DEMO {
+            let workload = Workload { parallel: workload.parallel.max(PARALLEL), ..workload };
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let measured = scene.measure_until_clean(family, workload)?;
+                scene.check_leg(&measured, Leg::Client)?;
+                scene.check_leg(&measured, Leg::Upstream)?;
+                let proxy = format!("{program} {protocol}");
+                let without = measured.without_socket();
+                frequency::print_row(&proxy, &workload, family, &measured.trace, without)?;
+            }
+        }
+        Ok(())
+    };
+    table().with_context(|| format!("{program} {protocol}{}", scene.proxy.logs()))
 }
 
 /// Finds a program that `cargo xtask test` installs.
@@ -294,6 +321,18 @@ fn check_device(leg: &LegTrace, counted: [Counted; 2]) -> Result<()> {
 }
 
 impl Measured {
+    /// What the kernel exchanged without a socket.
+    fn without_socket(&self) -> WithoutSocket {
+        let [ingress, egress] = DIRECTIONS.map(|direction| {
+            self.reading.sum(|cell| cell.origin != "socket" && cell.direction == name_of(direction))
+        });
+        WithoutSocket {
+            packets: ingress.wire_packets + egress.wire_packets,
+            ingress_bytes: ingress.wire_bytes,
+            egress_bytes: egress.wire_bytes,
+        }
+    }
+
     /// Nothing is counted under coordinates that nobody used.
     fn check_other_cells(&self) -> Result<()> {
         let family = family_name(self.family);

@@ -9,6 +9,7 @@ use traffic_agent::measure::{Measurement, Plan};
 use traffic_agent::method::ListeningPort;
 use traffic_agent::report::{Finding, Protocol, TargetReport};
 use traffic_agent::target::{Cgroup, Host, PortFilter};
+use traffic_lab::kernel::Kernel;
 use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
@@ -156,8 +157,16 @@ impl Counting<'_> {
     ///
     /// An error if a frame was lost between a far end and the proxy: the capture would be no truth.
     pub fn finish(mut self) -> Result<Counted> {
-        let trace = self.capture.stop()?;
+        let mut trace = self.capture.stop()?;
         trace.check()?;
+        let unseen = Kernel::running()?.take_unseen(&mut trace);
+        if unseen.packets > 0 {
+            println!(
+                "this kernel's hooks do not see SYN-ACKs of inbound IPv6 connections: {} packets, \
+                 {} B less than captured",
+                unseen.packets, unseen.l3_bytes
+            );
+        }
         let end = self.measurement.sample()?;
         let report = self.measurement.report(&self.start, &end)?;
         Ok(Counted { report, trace })
@@ -168,7 +177,7 @@ impl Counting<'_> {
 pub struct Counted {
     /// The report.
     pub report: TargetReport,
-    /// The captures.
+    /// The captures, less what this kernel's hooks do not see although a socket takes part.
     pub trace: LabTrace,
 }
 

@@ -328,7 +328,7 @@ fn interfaces_that_come_and_go_and_run_out_of_slots_lose_no_packet() -> Result<(
             let mut stay = Vec::new();
             let mut devices = Vec::new();
             for number in 1..=SHORT_LIVED {
-                let (far, device) = short_lived(&site, number)?;
+                let (far, device) = short_lived(&site, number, 0)?;
                 devices.push(link::counters(&site.lab.proxy, &device)?);
                 if number <= STAY {
                     stay.push(far);
@@ -370,6 +370,25 @@ fn interfaces_that_come_and_go_and_run_out_of_slots_lose_no_packet() -> Result<(
     Ok(())
 }
 
+#[test]
+fn interface_numbers_beyond_the_table_share_a_slot() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let mut counting = site.count()?;
+    // The last that is in the table, the first that is not, and one whose low bits are loopback's.
+    let mut links = Vec::new();
+    for (number, index) in [(1, 65_535), (2, 65_536), (3, 65_537)] {
+        links.push(short_lived(&site, number, index)?);
+    }
+    counting.measurement.follow()?;
+    let counted = counting.finish()?;
+    let of = |name: &str| {
+        let sum = ledger::sum(&counted.report.cells, |cell| cell.interface == name);
+        (sum.ingress.packets, sum.egress.packets)
+    };
+    assert_eq!([of("stay1"), of("other"), of("lo")], [(1, 1), (5, 5), (0, 0)]);
+    Ok(())
+}
+
 /// The lab's device towards the client or the upstream.
 fn link_name(client: bool) -> &'static str {
     match client {
@@ -391,18 +410,19 @@ fn wait_until_gone(site: &Site, device: &str) -> Result<()> {
 
 /// Makes a link, and has as many datagrams go over it and back as its number says.
 ///
-/// It ends with the namespace that is returned.
-fn short_lived(site: &Site, number: u8) -> Result<(Namespace, String)> {
+/// It ends with the namespace that is returned. 0 is an index of the kernel's choice.
+fn short_lived(site: &Site, number: u8, index: u32) -> Result<(Namespace, String)> {
     let far = Namespace::new("short-lived")?;
     far.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
     let device = if number <= STAY { format!("stay{number}") } else { format!("n{}", number % 3) };
     wait_until_gone(site, &device)?;
     let address = |host| Ipv4Addr::new(10, 88, number, host);
     let at = |host| [(IpAddr::V4(address(host)), 24)];
-    link::connect(
+    link::connect_as(
         End { namespace: &far, name: "far", addresses: &at(1) },
         End { namespace: &site.lab.proxy, name: &device, addresses: &at(2) },
         MTU,
+        index,
     )?;
     let to = SocketAddr::from((address(1), 7000));
     let server = far.run_in(|| UdpSocket::bind(to))??;

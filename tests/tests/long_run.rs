@@ -4,212 +4,22 @@
 //! Nobody can send that much, so it is put into the maps of an agent that runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use traffic_ebpf::{
-    Cell, EGRESS, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER, IPV4, IPV6,
-    PORT_SLOT_CLIENT_TCP, PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, TABLE_TCP, TABLE_UDP,
-    cell_index,
-};
-use traffic_lab::Stack;
-use traffic_lab::topology::{CLIENT_DEVICE, UPSTREAM_DEVICE};
-use traffic_tests::agent::{Desk, Report, Running};
-use traffic_tests::seed::{Seeds, cpus};
+use traffic_lab::topology::{UPSTREAM_DEVICE, addresses};
+use traffic_lab::{Stack, packet};
+use traffic_tests::agent::{Desk, Report};
+use traffic_tests::rules;
 use traffic_tests::site::Site;
-
-/// The counters of a cell in JSON and CSV.
-const COUNTERS: [&str; 6] =
-    ["packets", "bytes", "wire_packets", "wire_bytes", "payload_bytes", "retransmitted_bytes"];
-/// Of which this is the exact figure.
-const WIRE_BYTES: usize = 3;
-const BYTES: usize = 1;
-
-type Figures = [u64; 6];
-
-/// The coordinates of a cell in JSON and CSV.
-const COORDINATES: [&str; 8] =
-    ["interface", "scope", "direction", "leg", "protocol", "port", "family", "origin"];
-
-type Words = [&'static str; 8];
-
-/// What is put into the maps: where it stands, what it is called, and how much on the first CPU.
-struct Seed {
-    interface_slot: u8,
-    direction: u32,
-    port: Port,
-    family: u32,
-    scope: &'static str,
-    origin: &'static str,
-    first_cpu: Figures,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Port {
-    /// A listening port, which has claimed a slot.
-    Listening(u32, u16),
-    /// A slot that has no port.
-    Slot(u8),
-}
-
-impl Seed {
-    /// Coordinates as JSON and CSV have them: [`COORDINATES`].
-    fn words(&self) -> Words {
-        let interface = match self.interface_slot {
-            INTERFACE_SLOT_LOOPBACK => "lo",
-            INTERFACE_SLOT_OTHER => "other",
-            1 => CLIENT_DEVICE,
-            _ => UPSTREAM_DEVICE,
-        };
-        let (leg, protocol, port) = match self.port {
-            Port::Listening(TABLE_UDP, _) => ("client", "udp", "53"),
-            Port::Listening(..) => ("client", "tcp", "443"),
-            Port::Slot(PORT_SLOT_CLIENT_TCP) => ("client", "tcp", ""),
-            Port::Slot(PORT_SLOT_UPSTREAM_UDP) => ("upstream", "udp", ""),
-            Port::Slot(_) => ("upstream", "tcp", ""),
-        };
-        let direction = if self.direction == INGRESS { "ingress" } else { "egress" };
-        let family = if self.family == IPV4 { "ipv4" } else { "ipv6" };
-        [interface, self.scope, direction, leg, protocol, port, family, self.origin]
-    }
-
-    /// What each CPU has counted: an even number more than 2^32 on all but the first, so that what is
-    /// odd stays odd. Where a packet had no socket, all CPUs share a counter.
-    fn per_cpu(&self) -> Result<Vec<Figures>> {
-        if self.origin == "kernel" {
-            return Ok(vec![self.first_cpu]);
-        }
-        let other = |cpu: usize| [(1 << 32) + 2 * cpu as u64; 6];
-        Ok((0..cpus()?).map(|cpu| if cpu == 0 { self.first_cpu } else { other(cpu) }).collect())
-    }
-
-    /// What they have counted together.
-    fn sum(&self) -> Result<Figures> {
-        Ok(self.per_cpu()?.into_iter().fold([0; 6], added))
-    }
-}
-
-fn added(one: Figures, other: Figures) -> Figures {
-    std::array::from_fn(|index| one[index] + other[index])
-}
-
-/// Six figures that no float can hold, others for each number.
-fn beyond_floats(number: u64) -> Figures {
-    std::array::from_fn(|index| (1 << 53) + 1 + 1_000_000 * number + 2 * index as u64)
-}
-
-const TCP_443: Port = Port::Listening(TABLE_TCP, 443);
-
-/// A cell of each kind. The first is written last.
-fn seeds() -> [Seed; 7] {
-    let seed = |number, interface_slot, direction, port, family, scope| Seed {
-        interface_slot,
-        direction,
-        port,
-        family,
-        scope,
-        origin: "socket",
-        first_cpu: beyond_floats(number),
-    };
-    let udp_53 = Port::Listening(TABLE_UDP, 53);
-    [
-        seed(1, 1, INGRESS, TCP_443, IPV4, "billed"),
-        seed(2, 1, EGRESS, TCP_443, IPV6, "billed"),
-        seed(3, 1, EGRESS, Port::Slot(PORT_SLOT_UPSTREAM_UDP), IPV4, "billed"),
-        seed(4, 2, INGRESS, Port::Slot(PORT_SLOT_UPSTREAM_TCP), IPV6, "unbilled"),
-        seed(5, INTERFACE_SLOT_LOOPBACK, INGRESS, udp_53, IPV4, "loopback"),
-        seed(6, INTERFACE_SLOT_OTHER, EGRESS, Port::Slot(PORT_SLOT_CLIENT_TCP), IPV6, "billed"),
-        Seed {
-            origin: "kernel",
-            ..seed(7, 1, EGRESS, Port::Slot(PORT_SLOT_UPSTREAM_TCP), IPV4, "billed")
-        },
-    ]
-}
-
-/// Puts the seeds into the maps of a running agent.
-fn plant(running: &Running, site: &Site, seeds: &[Seed]) -> Result<()> {
-    let mut maps = Seeds::of(running.pid())?;
-    for (slot, device) in [(1, CLIENT_DEVICE), (2, UPSTREAM_DEVICE)] {
-        let index = site.lab.proxy.run_in(|| nix::net::if_::if_nametoindex(device))??;
-        maps.give_slot(slot, u16::try_from(index)?)?;
-    }
-    for seed in seeds.iter().rev() {
-        let port_slot = match seed.port {
-            Port::Listening(table, port) => maps.port_slot(table, port)?,
-            Port::Slot(slot) => slot,
-        };
-        let per_cpu: Vec<Cell> = seed
-            .per_cpu()?
-            .into_iter()
-            .map(
-                |[packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]| {
-                    Cell {
-                        packets,
-                        bytes,
-                        wire_packets,
-                        wire_bytes,
-                        payload_bytes,
-                        retransmitted_bytes,
-                    }
-                },
-            )
-            .collect();
-        let index = cell_index(seed.direction, port_slot.into(), seed.family);
-        match seed.origin {
-            "socket" => maps.count(seed.interface_slot, index, &per_cpu)?,
-            _ => maps.count_answered(seed.interface_slot, index, per_cpu[0])?,
-        }
-    }
-    Ok(())
-}
-
-/// The sum of the seeds that `keep` selects.
-fn sum(seeds: &[Seed], keep: impl Fn(&Words) -> bool) -> Result<Figures> {
-    let kept = seeds.iter().filter(|seed| keep(&seed.words()));
-    kept.map(Seed::sum).try_fold([0; 6], |sum, figures| Ok(added(sum, figures?)))
-}
-
-/// Bytes of the client leg of a direction, loopback included: what a rule for its ports counts.
-fn hook_bytes(seeds: &[Seed], direction: &str) -> Result<u64> {
-    Ok(sum(seeds, |words| words[2] == direction && words[3] == "client")?[BYTES])
-}
-
-/// Billed wire bytes of both directions.
-fn total(seeds: &[Seed]) -> Result<u64> {
-    Ok(sum(seeds, |words| words[1] == "billed")?[WIRE_BYTES])
-}
-
-fn figures(value: &Value) -> Result<Figures> {
-    let mut figures = [0; 6];
-    for (figure, counter) in figures.iter_mut().zip(COUNTERS) {
-        *figure = value[counter].as_u64().with_context(|| format!("{counter} in {value}"))?;
-    }
-    Ok(figures)
-}
-
-/// The command line: what is counted, and how it is printed.
-fn compare(site: &Site, format: &str) -> Vec<String> {
-    let target = format!("proxy=cgroup:{}", site.cgroup.cgroup_path());
-    let mut words = vec!["compare", "--format", format, "--units", "bytes", "--target", &target];
-    words.extend(["--port", "tcp/443", "--port", "udp/53", "--unbilled", UPSTREAM_DEVICE]);
-    words.extend(["-d", "1h", "-i", "100ms"]);
-    words.into_iter().map(str::to_owned).collect()
-}
-
-/// Runs `compare`, seeds it, waits for what a line of an interval says of the seeds, and ends it.
-fn run(site: &Site, format: &str, seeds: &[Seed], seen: &str) -> Result<String> {
-    let desk = Desk::new()?;
-    let mut running = desk.start(compare(site, format), None, |_| ())?;
-    // The first line: the first reading is over.
-    running.wait_for_output("ingress")?;
-    plant(&running, site, seeds)?;
-    running.wait_for_output(seen)?;
-    running.signal(Signal::SIGINT)?;
-    let ended = running.finish()?;
-    ensure!(ended.code()? == 0 && !ended.stderr.contains("panicked"), "{ended:?}");
-    Ok(ended.stdout)
-}
+use traffic_tests::years::{
+    COORDINATES, COUNTERS, Figures, Seed, WIRE_BYTES, Words, added, beyond_a_u64, compare, figures,
+    hook_bytes, plant, run, seeds, sum, total,
+};
 
 /// Holds totals, ports and cells of a target's JSON against the seeds.
 fn check_target(target: &Value, seeds: &[Seed]) -> Result<()> {
@@ -421,19 +231,6 @@ fn exec_keeps_every_byte_beyond_2_to_the_53() -> Result<()> {
     Ok(())
 }
 
-/// Both directions of the port beyond 2^63: twice either, and their sum, are beyond a u64.
-fn beyond_a_u64() -> [Seed; 2] {
-    [(INGRESS, 5), (EGRESS, 7)].map(|(direction, more)| Seed {
-        interface_slot: 1,
-        direction,
-        port: TCP_443,
-        family: IPV4,
-        scope: "billed",
-        origin: "socket",
-        first_cpu: [(1 << 63) + more; 6],
-    })
-}
-
 #[test]
 fn an_estimate_beyond_a_u64_stands_at_the_limit_and_says_so() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
@@ -477,6 +274,80 @@ fn sums_beyond_a_u64_stand_at_the_limit_and_are_not_complete() -> Result<()> {
             }
             "csv" => assert!(output.lines().last().is_some_and(|row| row.contains(",false,"))),
             _ => assert!(output.contains("counters have reached"), "{output}"),
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sum_over_cpus_beyond_a_u64_stands_at_the_limit() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let [mut ingress, _] = beyond_a_u64();
+    // Full on the first CPU, and something on the others.
+    ingress.first_cpu = [u64::MAX; 6];
+    let seeds = [ingress];
+    let output = run(&site, "json", &seeds, &format!("\"total_wire_bytes\":{}}}", u64::MAX))?;
+    let report = Report::parse(output.lines().last().context("no report")?)?;
+    let cell = &report.target()["cells"][0];
+    assert_eq!(figures(cell)?, [u64::MAX; 6]);
+    assert_eq!(figures(&report.target()["totals"]["billed"]["ingress"])?, [u64::MAX; 6]);
+    assert_eq!(report.target()["complete"], false);
+    report.message("at-limit").map(drop)
+}
+
+/// What the rules have counted before, so that a float would see steps of 256 bytes.
+const BEFORE: u64 = (1 << 60) + 1;
+const UDP_PORT: u16 = 8443;
+
+/// Rules of nft for the port, whose counters are large already.
+fn nft_rules() -> String {
+    let counter = format!("counter packets {BEFORE} bytes {BEFORE}");
+    format!(
+        "table inet long {{ chain in {{ type filter hook input priority 0; \
+         udp dport {UDP_PORT} {counter}; }}; chain out {{ type filter hook output priority 0; \
+         udp sport {UDP_PORT} {counter}; }}; }}"
+    )
+}
+
+#[test]
+fn rules_that_have_counted_for_years_gain_what_the_hook_counts() -> Result<()> {
+    for backend in ["iptables", "nft"] {
+        let site = Site::new(Stack::GsoGro)?;
+        if backend == "nft" {
+            let mut nft = Command::new("nft");
+            let status = site.lab.proxy.command_in(nft.arg(nft_rules()))?.status();
+            ensure!(status.context("cannot run nft")?.success(), "{}", nft_rules());
+        } else {
+            for rule in ["INPUT -p udp --dport", "OUTPUT -p udp --sport"] {
+                let rule = format!("{rule} {UDP_PORT} -c {BEFORE} {BEFORE}");
+                rules::add(&site.lab.proxy, packet::Family::Ipv4, &rule)?;
+            }
+        }
+        let address = (addresses(packet::Family::Ipv4).proxy_client, UDP_PORT).into();
+        let server = site.factory.udp(address)?;
+        let desk = Desk::new()?;
+        let mut running = desk.start(compare(&site, "json"), None, |_| ())?;
+        running.wait_for_output("ingress")?;
+        site.lab.client.run_in(|| -> Result<()> {
+            let client = UdpSocket::bind("0.0.0.0:0")?;
+            for socket in [&client, &server] {
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            }
+            for _ in 0..10 {
+                client.send_to(&[1; 101], address)?;
+                let (length, from) = server.recv_from(&mut [0; 200])?;
+                server.send_to(&[2; 200][..2 * length - 3], from)?;
+                client.recv(&mut [0; 200])?;
+            }
+            Ok(())
+        })??;
+        running.signal(Signal::SIGINT)?;
+        let report = running.finish()?.last_report()?;
+        // 101 and 199 bytes of payload behind 28 of headers.
+        for method in ["iptables-port", "hook-port"] {
+            let row = named(report.target(), "methods", method)?;
+            let read = ["ingress_bytes", "egress_bytes"].map(|key| row[key].as_u64());
+            assert_eq!(read, [Some(1290), Some(2270)], "{backend}: {row}");
         }
     }
     Ok(())

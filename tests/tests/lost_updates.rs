@@ -1,6 +1,14 @@
 //! No packet is lost between two adds to the same counter, whatever interrupts whom: all threads of both
 //! ends on one CPU. The device's own counters are the truth.
+//!
+//! Measured on Linux 6.18 on two CPUs, which does not preempt threads inside of the kernel (and does not
+//! let that be changed while it runs): 0 of 50 million lost with the program as it is. Plain adds lost
+//! nothing at ingress, which runs in softirqs alone, and in 2.5 million packets at egress up to 17 of
+//! `packets`, 10,248 of `bytes`, 63 of `wire_packets` and 73,800 of `wire_bytes` (25 and 265 ppm): a
+//! timer's softirq sent between the load and the store of a thread that was sending. Which counter loses
+//! is chance, so that a cell's counters do not even agree with each other.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,25 +25,25 @@ const PACKETS: u64 = 50_000_000;
 /// A machine that is slower than a tenth of what a small one does is stuck.
 const WITHIN: Duration = Duration::from_secs(600);
 
-/// The counters of a cell in the order in which the program adds to them.
-const COUNTERS: [&str; 5] = ["packets", "bytes", "wire_packets", "wire_bytes", "payload_bytes"];
+/// The counters that the device has, too: loopback counts no link-layer header, and nothing is segmented.
+const COUNTERS: [&str; 4] = ["packets", "bytes", "wire_packets", "wire_bytes"];
 
 /// What was counted in one direction, and what the device has carried meanwhile.
 #[derive(Debug)]
 struct Counted {
     direction: &'static str,
-    cells: [u64; 5],
+    cells: [u64; 4],
+    payload_bytes: u64,
     device_packets: u64,
     device_bytes: u64,
 }
 
 impl Counted {
     /// Of each counter: what it is short of the truth.
-    fn lost(&self) -> [i128; 5] {
+    fn lost(&self) -> [i128; 4] {
         let truth =
             [self.device_packets, self.device_bytes, self.device_packets, self.device_bytes];
-        let lost = |index: usize| i128::from(truth[index]) - i128::from(self.cells[index]);
-        [lost(0), lost(1), lost(2), lost(3), 0]
+        std::array::from_fn(|index| i128::from(truth[index]) - i128::from(self.cells[index]))
     }
 }
 
@@ -66,21 +74,17 @@ fn count(packets: u64, object: Option<PathBuf>) -> Result<[Counted; 2]> {
 
 fn compared(report: &Report, device: DeviceCounters) -> Result<[Counted; 2]> {
     let cells = report.target()["cells"].as_array().context("no cells")?;
-    let sum = |direction: &str| {
-        let mut sums = [0; 5];
-        for cell in cells.iter().filter(|cell| cell["direction"] == direction) {
-            for (sum, counter) in sums.iter_mut().zip(COUNTERS) {
-                *sum += cell.get(counter).and_then(Value::as_u64).unwrap_or_default();
-            }
-        }
-        sums
+    let sum = |direction: &str, counter: &str| -> u64 {
+        let of_direction = cells.iter().filter(|cell| cell["direction"] == direction);
+        of_direction.filter_map(|cell| cell.get(counter).and_then(Value::as_u64)).sum()
     };
     let DeviceCounters { ingress_packets, ingress_bytes, egress_packets, egress_bytes, .. } =
         device;
     Ok([("ingress", ingress_packets, ingress_bytes), ("egress", egress_packets, egress_bytes)].map(
         |(direction, device_packets, device_bytes)| Counted {
             direction,
-            cells: sum(direction),
+            cells: COUNTERS.map(|counter| sum(direction, counter)),
+            payload_bytes: sum(direction, "payload_bytes"),
             device_packets,
             device_bytes,
         },
@@ -90,12 +94,11 @@ fn compared(report: &Report, device: DeviceCounters) -> Result<[Counted; 2]> {
 #[test]
 fn not_one_of_fifty_million_adds_is_lost() -> Result<()> {
     let [ingress, egress] = count(PACKETS, None)?;
-    println!("{ingress:?}\n{egress:?}");
     let counted = ingress.cells[0] + egress.cells[0];
     assert!(counted >= PACKETS, "{counted}");
-    assert_eq!((ingress.lost(), egress.lost()), ([0; 5], [0; 5]), "{ingress:?} {egress:?}");
-    // Each packet went out once and came in once.
-    assert_eq!(ingress.cells, egress.cells);
+    assert_eq!((ingress.lost(), egress.lost()), ([0; 4], [0; 4]), "{ingress:?} {egress:?}");
+    // Each packet went out once and came in once, whatever was in it.
+    assert_eq!(ingress.payload_bytes, egress.payload_bytes);
     Ok(())
 }
 
@@ -105,7 +108,16 @@ fn plain_adds_lose_what_they_lose() -> Result<()> {
         "TRAFFIC_PLAIN_ADDS_OBJECT does not name the object with plain adds: run `cargo xtask test`",
     )?;
     for counted in count(PACKETS / 10, Some(object.into()))? {
-        println!("plain adds, {}: {:?} lost of {counted:?}", counted.direction, counted.lost());
+        let words: Vec<String> = COUNTERS
+            .iter()
+            .zip(counted.lost())
+            .zip(counted.cells)
+            .map(|((counter, lost), cell)| {
+                format!("{lost} of {} {counter}", lost + i128::from(cell))
+            })
+            .collect();
+        // Past what the harness captures: it is a result, not a verdict.
+        writeln!(io::stderr(), "plain adds lost at {}: {}", counted.direction, words.join(", "))?;
     }
     Ok(())
 }

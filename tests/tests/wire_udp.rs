@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use traffic_agent::report::{Direction, Leg};
 use traffic_lab::Stack;
+use traffic_lab::kernel::Kernel;
 use traffic_lab::packet::Family;
 use traffic_lab::role::Role;
 use traffic_lab::topology::addresses;
@@ -87,7 +88,7 @@ fn a_server_that_merges_and_echoes_is_the_client_leg_and_equals_the_capture() ->
             for counters in [billed.ingress, billed.egress] {
                 assert_eq!(counters.payload_bytes, PLAN.total_bytes);
                 assert_eq!(counters.wire_packets, DATAGRAMS);
-                if gro {
+                if gro && Kernel::running()?.merges_on_veth() {
                     assert!(counters.packets < DATAGRAMS, "nothing was merged");
                 }
             }

@@ -12,6 +12,7 @@ pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod proof;
 pub mod render;
 pub mod report;
 pub mod signals;

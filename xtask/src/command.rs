@@ -20,6 +20,13 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a program and returns its standard output, without the white space at its ends.
 pub fn output(command: &mut Command) -> Result<String> {
+    let text = String::from_utf8(output_bytes(command)?)
+        .with_context(|| format!("{} printed something other than UTF-8", describe(command)))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Runs a program and returns its standard output as it is.
+pub fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
@@ -33,9 +40,7 @@ pub fn output(command: &mut Command) -> Result<String> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    let text = String::from_utf8(output.stdout)
-        .with_context(|| format!("{} printed something other than UTF-8", describe(command)))?;
-    Ok(text.trim().to_owned())
+    Ok(output.stdout)
 }
 
 /// Returns where a program is: `$PATH`, then the given directories.

@@ -33,7 +33,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -42,10 +42,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode> {
+fn run(arguments: Arguments) -> Result<ExitCode> {
     let workspace = Workspace::open()?;
-    match &arguments.task {
-        Task::Ebpf(options) => ebpf::run(&workspace, options),
+    match arguments.task {
+        Task::Ebpf(options) => ebpf::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, options),
     }
 }

@@ -2,68 +2,43 @@
 //! here is what `compare` measures with.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use traffic_lab::answered::classify;
 use traffic_lab::packet::Family;
-use traffic_lab::process::{Place, find_program};
+use traffic_lab::process::find_program;
 use traffic_lab::proxy::{Program, Protocol, Proxy, RunningProxy};
-use traffic_lab::role::Role;
 use traffic_lab::topology;
 use traffic_lab::workload::{self, Closing, Route, Server, Workload};
 use traffic_lab::{CountedCgroup, Filter, Lab, Process, Stack};
 
 use super::output::{self, Sink};
+use super::stage::{self, Interrupted, PROXY_PORT, UPSTREAM_PORT};
 use super::{DONE, INCOMPLETE};
 use crate::cli::{Demo, RealProxy};
 use crate::comparison::{Comparison, Options};
-use crate::measure::{Measurement, Plan};
+use crate::measure::Measurement;
 use crate::method::added::{self, AddedRules};
 use crate::render::progress::Progress;
 use crate::report::{DemoReport, DemoWorkload, FORMAT, Finding, Severity};
-use crate::signals::Signals;
-use crate::target::{Cgroup, Host, PortFilter};
+use crate::target::Host;
 use crate::units::{self, Units};
 
-/// Where the relay listens: the port of the original measurement.
-const PROXY_PORT: u16 = 11710;
-/// Where the server behind it listens.
-const UPSTREAM_PORT: u16 = 8080;
 /// The IP version of the demo's traffic.
 const FAMILY: Family = Family::Ipv4;
-/// Frames lost inside the lab spoil its truth; then the workload is driven again.
-const TRIES: u32 = 3;
-
 /// Runs `demo`; returns the exit status.
 pub async fn run(args: Demo) -> Result<i32> {
-    let mut signals = Signals::take()?;
     let mut sink = Sink::open(&args.printing, output::Default::Stdout)?;
     let units = sink.units();
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&interrupted);
-    let mut work =
-        tokio::task::spawn_blocking(move || drive(&args, units, &seen).map(|r| (r, args)));
-    let (report, args) = loop {
-        tokio::select! {
-            done = &mut work => break done.context("the demo broke off")??,
-            arrived = signals.next() => {
-                if arrived.context("cannot wait for signals")?.ends() {
-                    // The workload that runs is finished, then everything is taken down.
-                    interrupted.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-    };
+    let strict = args.printing.strict;
+    let report = stage::run(move |interrupted| drive(&args, units, interrupted)).await?;
     sink.demo(&report)?;
     let complete = report.workloads.iter().all(|workload| workload.target.complete);
-    Ok(if args.printing.strict && !complete { INCOMPLETE } else { DONE })
+    Ok(if strict && !complete { INCOMPLETE } else { DONE })
 }
 
 /// Makes the lab, drives the workloads, takes the lab down.
-fn drive(args: &Demo, units: Units, interrupted: &AtomicBool) -> Result<DemoReport> {
+fn drive(args: &Demo, units: Units, interrupted: &Interrupted) -> Result<DemoReport> {
     let host = Host::detect()?;
     let steps = Workload::DEMO.len() as u64;
     let progress = Progress::steps("demo", steps + 1);
@@ -81,9 +56,7 @@ fn drive(args: &Demo, units: Units, interrupted: &AtomicBool) -> Result<DemoRepo
         Scene { host: &host, lab: &lab, cgroup: &cgroup, server: &server, carrier: &mut carrier };
     let mut workloads = Vec::new();
     for workload in Workload::DEMO {
-        if interrupted.load(Ordering::Relaxed) {
-            bail!("interrupted; the lab is taken down, nothing is left behind");
-        }
+        interrupted.check()?;
         progress.set_message(describe(&workload));
         let mut measured = scene.measure_until_clean(&workload, rules_refused.is_none(), units)?;
         measured.target.findings.extend(rules_refused.clone());
@@ -140,12 +113,7 @@ impl fmt::Display for Carrier {
 impl Carrier {
     fn start(real: Option<RealProxy>, lab: &Lab, cgroup: &CountedCgroup) -> Result<Self> {
         let Some(real) = real else {
-            let place =
-                Place { namespace: Some(&lab.proxy), cgroup: Some(cgroup), ..Place::default() };
-            let listen = format!("[::]:{PROXY_PORT}").parse()?;
-            let mut relay = Process::spawn(Role::Relay { listen }.command()?, place)?;
-            relay.wait_for_port(PROXY_PORT, Duration::from_secs(5))?;
-            return Ok(Self::Relay(relay));
+            return Ok(Self::Relay(stage::start_relay(lab, cgroup)?));
         };
         // Protocols whose connections close at once: spliced VLESS takes a second for each.
         let (program, protocol) = match real {
@@ -183,10 +151,7 @@ impl Carrier {
     fn finish_connections(&mut self) -> Result<()> {
         match self {
             // It closes when both ends have.
-            Self::Relay(relay) => match relay.poll()? {
-                None => Ok(()),
-                Some(status) => bail!("the relay has ended with {status}: {}", relay.log()),
-            },
+            Self::Relay(relay) => stage::check_relay(relay),
             Self::Real { proxy, .. } => proxy.wait_until_idle(),
         }
     }
@@ -200,16 +165,8 @@ impl Scene<'_> {
         add_rules: bool,
         units: Units,
     ) -> Result<DemoWorkload> {
-        let mut last = self.measure(workload, add_rules, units);
-        for _ in 1..TRIES {
-            match &last {
-                Err(error) if error.is::<LabLostFrames>() => {
-                    last = self.measure(workload, add_rules, units);
-                }
-                _ => break,
-            }
-        }
-        last.with_context(|| format!("workload {}", workload.name))
+        stage::until_clean(|| self.measure(workload, add_rules, units))
+            .with_context(|| format!("workload {}", workload.name))
     }
 
     fn measure(
@@ -218,21 +175,7 @@ impl Scene<'_> {
         add_rules: bool,
         units: Units,
     ) -> Result<DemoWorkload> {
-        let plan = Plan {
-            name: "relay".to_owned(),
-            selector: format!("cgroup:{}", self.cgroup.cgroup_path()),
-            selectors: Vec::new(),
-            cgroups: vec![Cgroup {
-                path: self.cgroup.cgroup_path(),
-                dir: self.cgroup.path().to_owned(),
-                id: self.cgroup.id()?,
-            }],
-            notes: Vec::new(),
-            ports: PortFilter::default(),
-            unbilled: Vec::new(),
-            trace_packets: 0,
-        };
-        let measurement = Measurement::start(self.host, plan)?;
+        let measurement = Measurement::start(self.host, stage::plan(self.cgroup)?)?;
         let options = Options { add_rules, ..Options::default() };
         let comparison = Comparison::start(measurement, &options)?;
         let capture = self.lab.capture()?;
@@ -242,7 +185,7 @@ impl Scene<'_> {
         self.carrier.finish_connections()?;
         let truth = capture.stop()?;
         let target = comparison.finish(units)?;
-        truth.check().map_err(|error| anyhow::Error::new(LabLostFrames(format!("{error:#}"))))?;
+        stage::check_truth(&truth)?;
         let far_ends_bytes = truth.sum(Filter::all()).l3_bytes;
         let answered = [&truth.client, &truth.upstream].map(|leg| {
             let answered = classify(&leg.trace);
@@ -259,11 +202,6 @@ impl Scene<'_> {
         })
     }
 }
-
-/// The far end's capture holds frames that never reached the proxy: it is no truth to compare with.
-#[derive(Debug, thiserror::Error)]
-#[error("the lab's own links lost frames, so there is no truth to compare with: {0}")]
-struct LabLostFrames(String);
 
 fn describe(workload: &Workload) -> String {
     let si = |bytes| units::format_bytes(bytes, Units::Si);

@@ -5,6 +5,8 @@ mod demo;
 mod doctor;
 mod exec;
 mod output;
+mod selftest;
+mod stage;
 mod subject;
 
 use std::io::{self, Write as _};
@@ -40,6 +42,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Compare(args) => on_runtime(compare::run(args)),
         Command::Exec(args) => on_runtime(exec::run(args)),
         Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;

@@ -12,6 +12,7 @@ use crate::cli::{Format, Printing, UnitsArg};
 use crate::comparison::Comparison;
 use crate::ledger;
 use crate::measure::Measurement;
+use crate::proof::SelftestReport;
 use crate::render::interval::{Columns, IntervalReport};
 use crate::render::{self, Stream};
 use crate::report::{DemoReport, Directions, ExitStatus, Interval, Report};
@@ -83,6 +84,18 @@ impl Sink {
             Format::Table => render::demo::write(report, &self.options, out),
             Format::Json => render::json::write(report, out),
             Format::Csv => render::demo::write_csv(report, out),
+        }
+        .and_then(|()| self.out.flush())
+        .context("cannot write the report")
+    }
+
+    /// Prints what the self-test found.
+    pub fn selftest(&mut self, report: &SelftestReport) -> Result<()> {
+        let out = &mut self.out;
+        match self.format {
+            Format::Table => render::selftest::write(report, &self.options, out),
+            Format::Json => render::json::write(report, out),
+            Format::Csv => render::selftest::write_csv(report, out),
         }
         .and_then(|()| self.out.flush())
         .context("cannot write the report")

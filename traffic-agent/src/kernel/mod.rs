@@ -6,6 +6,7 @@
 mod answered;
 pub mod attached;
 mod btf;
+mod figures;
 mod object;
 pub mod probe;
 mod slots;
@@ -29,6 +30,7 @@ use traffic_ebpf::{ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS
 
 pub use self::{
     answered::{Answered, Unavailable},
+    figures::{LoadedFigures, ProgramFigures},
     slots::{Owner, SlotTables},
     trace::Trace,
 };

@@ -19,6 +19,7 @@ pub mod interval;
 pub mod json;
 mod methods;
 pub mod progress;
+pub mod selftest;
 pub mod table;
 mod text;
 pub mod trace;

@@ -1,15 +1,14 @@
 //! What is in an object: its programs, their instructions, stack and size.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
 use object::{
     LittleEndian, Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind,
     elf::FileHeader64, read::elf::ElfFile,
 };
+
+use super::verifier::Figures;
 
 /// Bytes of one instruction slot; loading a 64-bit constant takes two.
 const SLOT: u64 = 8;
@@ -36,12 +35,21 @@ struct Function {
     calls: BTreeSet<Place>,
 }
 
-/// Returns a table of the programs, a line each, and of their subprograms.
-pub fn table(object: &[u8]) -> Result<String> {
+/// Returns a table of the programs, a line each, and of their subprograms; with what the kernel says of
+/// the programs, if it was asked.
+pub fn table(object: &[u8], kernel: &BTreeMap<String, Figures>) -> Result<String> {
     let functions = functions(object)?;
     let mut text = format!(
-        "{:<24} {:<22} {:>12} {:>13} {:>7} {:>8}\n",
-        "function", "section", "instructions", "with callees", "stack", "bytes"
+        "{:<24} {:<27} {:>12} {:>13} {:>7} {:>8} {:>10} {:>10} {:>8}\n",
+        "function",
+        "section",
+        "instructions",
+        "with callees",
+        "stack",
+        "bytes",
+        "verified",
+        "translated",
+        "machine"
     );
     let (programs, others): (Vec<_>, Vec<_>) =
         functions.iter().partition(|(_, function)| function.program.is_some());
@@ -51,19 +59,34 @@ pub fn table(object: &[u8]) -> Result<String> {
         reach(&functions, *place, &mut reached);
         let all: u64 =
             reached.iter().filter_map(|place| functions.get(place)).map(|one| one.slots).sum();
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{:<24} {:<22} {:>12} {:>13} {:>7} {:>8}",
+        let figures = kernel.get(&function.name).copied().unwrap_or_default();
+        let shown = |figure: Option<u64>| match (figure, &function.program) {
+            (Some(figure), _) => figure.to_string(),
+            (None, Some(_)) => "-".to_owned(),
+            (None, None) => String::new(),
+        };
+        let line = format!(
+            "{:<24} {:<27} {:>12} {:>13} {:>7} {:>8} {:>10} {:>10} {:>8}",
             function.name,
             function.program.as_deref().unwrap_or("(subprogram)"),
             function.slots,
             all,
             stack,
             function.slots * SLOT,
+            shown(figures.verified),
+            shown(figures.translated_bytes),
+            shown(figures.compiled_bytes),
         );
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
     text.push_str("stack: the deepest chain of calls, as far as the instructions show it\n");
+    text.push_str(if kernel.is_empty() {
+        "verified, translated, machine: the kernel's figures need root\n"
+    } else {
+        "verified: instructions that this kernel's verifier went through, of a million that it allows;\n\
+         translated, machine: bytes of the program as it left it, and compiled; -: not known here\n"
+    });
     Ok(text)
 }
 
@@ -256,7 +279,7 @@ mod tests {
 
     #[test]
     fn something_else_than_an_object_is_an_error() {
-        assert!(table(b"\x7fELF").is_err());
-        assert!(table(b"").is_err());
+        assert!(table(b"\x7fELF", &BTreeMap::new()).is_err());
+        assert!(table(b"", &BTreeMap::new()).is_err());
     }
 }

@@ -9,8 +9,13 @@ mod functions;
 mod manifest;
 mod sources;
 mod toolchain;
+mod verifier;
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 
@@ -69,9 +74,17 @@ fn write(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     fs::write(&prebuilt.object, &object)
         .with_context(|| format!("cannot write {}", prebuilt.object.display()))?;
     manifest.write(&prebuilt.manifest)?;
-    print!("{}", functions::table(&object)?);
+    print_figures(workspace, &prebuilt.object)?;
     println!("traffic.bpf.o: {} bytes, sha256 {}", manifest.object.bytes, manifest.object.sha256);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what is in an object, and what the running kernel makes of it.
+fn print_figures(workspace: &Workspace, path: &Path) -> Result<()> {
+    let object = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let kernel = verifier::figures(workspace, path)?;
+    print!("{}", functions::table(&object, &kernel)?);
+    Ok(())
 }
 
 fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
@@ -97,6 +110,7 @@ fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
             )]));
         }
         println!("object: rebuilt, identical to the committed one ({})", recorded.object.sha256);
+        print_figures(workspace, &prebuilt.object)?;
         return Ok(ExitCode::SUCCESS);
     }
 

@@ -3,6 +3,7 @@
 //! Nothing is skipped silently: what the tests need is installed, or its absence is an error; a test
 //! program that ends early counts as failed; a filter that fits nothing is an error.
 
+mod kernel;
 mod tally;
 mod tools;
 
@@ -15,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use self::tally::Tally;
+use self::{kernel::Version, tally::Tally};
 use crate::{
     command::{self, announce},
     debian, ebpf,
@@ -34,13 +35,16 @@ const PLAIN_ADDS: &str = "plain_adds_lose_what_they_lose";
 #[derive(clap::Args, Default)]
 pub struct Options {
     /// Run only tests whose name contains this
+    #[arg(value_name = "FILTER")]
     filter: Option<String>,
     /// Run the unit tests (they need no rights; `cargo test` runs them too)
     #[arg(long)]
     unit: bool,
-    /// Run the kernel tests
-    #[arg(long)]
-    kernel: bool,
+    /// Run the kernel tests on the running kernel; or, with a version such as 6.1, the self-test and
+    /// the tests of the core on Debian's cloud kernel of that version, booted in qemu. What does not
+    /// look like a version is FILTER: `--kernel wire_tcp`
+    #[arg(long, value_name = "VERSION", num_args = 0..=1)]
+    kernel: Option<Option<String>>,
     /// Run the end-to-end tests with real proxies
     #[arg(long)]
     e2e: bool,
@@ -60,8 +64,26 @@ struct Parts {
 impl Options {
     /// All tests unless some are asked for.
     fn parts(&self) -> Parts {
-        let all = !(self.unit || self.kernel || self.e2e);
-        Parts { unit: all || self.unit, kernel: all || self.kernel, end_to_end: all || self.e2e }
+        let kernel = self.kernel.is_some();
+        let all = !(self.unit || kernel || self.e2e);
+        Parts { unit: all || self.unit, kernel: all || kernel, end_to_end: all || self.e2e }
+    }
+
+    /// The version to be booted, if one was named. The word behind `--kernel` is the filter if it is
+    /// no version: then it is moved there.
+    fn take_version(&mut self) -> Result<Option<Version>> {
+        let Some(word) = self.kernel.as_mut().and_then(Option::take) else { return Ok(None) };
+        if let Ok(version) = word.parse() {
+            if self.unit || self.e2e {
+                bail!("on Linux {version} only the core runs: leave out --unit and --e2e");
+            }
+            return Ok(Some(version));
+        }
+        if let Some(filter) = &self.filter {
+            bail!("`{word}` is no version of a kernel, and there is a filter already: `{filter}`");
+        }
+        self.filter = Some(word);
+        Ok(None)
     }
 
     /// Whether the filter leaves this test.
@@ -71,13 +93,41 @@ impl Options {
 }
 
 /// Runs the tests and prints their sum as the last line.
-pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    tests(workspace, options, None)
+pub fn run(workspace: &Workspace, mut options: Options) -> Result<ExitCode> {
+    match options.take_version()? {
+        Some(version) => on_kernel(workspace, &options, version),
+        None => tests(workspace, &options, None),
+    }
 }
 
 /// Runs the kernel tests with an object in place of the committed one.
 pub fn kernel_tests_with(workspace: &Workspace, object: &Path) -> Result<ExitCode> {
-    tests(workspace, &Options { kernel: true, ..Options::default() }, Some(object))
+    tests(workspace, &Options { kernel: Some(None), ..Options::default() }, Some(object))
+}
+
+/// Boots another kernel, and runs what it can of the tests there.
+fn on_kernel(workspace: &Workspace, options: &Options, version: Version) -> Result<ExitCode> {
+    kernel::tools()?;
+    let mut cargo = cargo(workspace, options, "test");
+    cargo.args(["--no-run", "--package", PACKAGE]);
+    cargo.args(kernel::TARGETS.iter().flat_map(|target| ["--test", target]));
+    let messages = messages(&mut cargo)?;
+    let built = |name: &str| {
+        let mut lines = messages.lines();
+        lines
+            .find_map(|line| executable(line, name))
+            .with_context(|| format!("cargo built no program called {name}"))
+    };
+    let programs = kernel::Programs {
+        agent: agent(workspace, options)?,
+        helper: built(PACKAGE)?,
+        tests: kernel::TARGETS
+            .iter()
+            .map(|&name| Ok((name.to_owned(), built(name)?)))
+            .collect::<Result<_>>()?,
+    };
+    let tally = kernel::run(workspace, version, &programs, options.filter.as_deref())?;
+    Ok(conclude(tally, options))
 }
 
 fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Result<ExitCode> {
@@ -130,6 +180,11 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         tally.add(run_tests(&mut cargo)?);
     }
 
+    Ok(conclude(tally, options))
+}
+
+/// Prints the sum as the last line; success if tests ran and none failed.
+fn conclude(tally: Tally, options: &Options) -> ExitCode {
     if tally.ignored > 0 {
         announce(&format!("{} tests are marked as ignored and did not run", tally.ignored));
     }
@@ -141,7 +196,7 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         }
     }
     println!("{tally}");
-    Ok(if nothing || tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if nothing || tally.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// A call of cargo with the options that every call has.
@@ -185,15 +240,20 @@ fn select(names: &[&str], parts: Parts) -> Vec<String> {
 fn agent(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
     let mut cargo = cargo(workspace, options, "build");
     cargo.args(["--package", "traffic-agent", "--bins"]);
-    cargo.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let output = cargo.output().context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("the agent does not build");
-    }
-    String::from_utf8_lossy(&output.stdout)
+    messages(&mut cargo)?
         .lines()
         .find_map(|line| executable(line, "traffic-agent"))
         .context("cargo built no program called traffic-agent")
+}
+
+/// Runs cargo and returns what it says about what it built, a line each.
+fn messages(cargo: &mut Command) -> Result<String> {
+    cargo.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("it does not build");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Reads where a program is from one of cargo's messages.
@@ -226,14 +286,48 @@ fn run_tests(cargo: &mut Command) -> Result<Tally> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Parsed {
+        #[command(flatten)]
+        options: Options,
+    }
 
     #[test]
     fn all_tests_run_unless_some_are_asked_for() {
         let all = Parts { unit: true, kernel: true, end_to_end: true };
         assert_eq!(Options::default().parts(), all);
         let kernel = Parts { unit: false, kernel: true, end_to_end: false };
-        assert_eq!(Options { kernel: true, ..Options::default() }.parts(), kernel);
+        assert_eq!(Options { kernel: Some(None), ..Options::default() }.parts(), kernel);
+    }
+
+    #[test]
+    fn the_word_behind_kernel_is_a_version_or_the_filter() {
+        let parse = |arguments: &[&str]| {
+            let mut options = Parsed::parse_from([&["test"], arguments].concat()).options;
+            let version = options.take_version()?;
+            anyhow::Ok((version.map(|v| v.to_string()), options.filter.clone(), options.parts()))
+        };
+        let kernel = Parts { unit: false, kernel: true, end_to_end: false };
+        let word = |text: &str| Some(text.to_owned());
+        assert_eq!(parse(&["--kernel"]).unwrap(), (None, None, kernel));
+        assert_eq!(parse(&["--kernel", "wire_tcp"]).unwrap(), (None, word("wire_tcp"), kernel));
+        assert_eq!(parse(&["--kernel", "6.1"]).unwrap(), (word("6.1"), None, kernel));
+        assert_eq!(parse(&["--kernel=6.12", "leg"]).unwrap(), (word("6.12"), word("leg"), kernel));
+        assert_eq!(parse(&["wire", "--kernel"]).unwrap(), (None, word("wire"), kernel));
+        assert!(parse(&["--kernel", "wire", "leg"]).is_err());
+        assert!(parse(&["--kernel", "6.1", "--e2e"]).is_err());
+    }
+
+    #[test]
+    fn what_a_test_needs_is_made_only_if_the_filter_leaves_it() {
+        let filtered = |filter: &str| Options { filter: Some(filter.into()), ..Options::default() };
+        assert!(Options::default().runs(PLAIN_ADDS));
+        assert!(filtered("plain_adds").runs(PLAIN_ADDS));
+        assert!(!filtered("fifty_million").runs(PLAIN_ADDS));
     }
 
     #[test]
