@@ -7,17 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
-use traffic_agent::report::Direction;
 use traffic_lab::Stack;
 use traffic_lab::packet::Family;
 use traffic_lab::relay::bind_listener;
-use traffic_lab::topology::{UPSTREAM_DEVICE, addresses};
+use traffic_lab::topology::addresses;
 use traffic_lab::udp::{Receive, Receiver};
 use traffic_tests::exchange::carry;
-use traffic_tests::factory::{connect_to, domain, socket_here};
+use traffic_tests::factory::{connect_to, domain};
 use traffic_tests::options::{set_ipv4_options, set_ipv6_header};
-use traffic_tests::site::{Counted, RELAY_PORT, SERVER_PORT, Site, any, tcp};
-use traffic_tests::truth::{Applications, Witnesses, on_device};
+use traffic_tests::site::{Counted, SERVER_PORT, Site, any};
 
 /// Enough for super-packets.
 const BULK_BYTES: usize = 500_000;
@@ -28,39 +26,24 @@ fn upstream(family: Family) -> SocketAddr {
     (addresses(family).upstream, SERVER_PORT).into()
 }
 
-/// A TCP connection from the client to the counted cgroup, and one from there to the upstream, all ends
-/// prepared, that carry [`BULK_BYTES`] each way.
+/// A TCP connection from the counted cgroup to the upstream, both ends prepared, that carries
+/// [`BULK_BYTES`] each way.
 fn bulk_tcp(
-    witnesses: &Witnesses<'_>,
+    site: &Site,
     family: Family,
-    prepare: impl Fn(&OwnedFd) -> Result<()> + Sync,
+    prepare: impl Fn(&OwnedFd) -> Result<()>,
     prepare_server: impl Fn(&TcpListener) -> Result<()>,
 ) -> Result<Counted> {
-    let site = witnesses.site();
-    witnesses.hold(&[tcp(RELAY_PORT)], || {
-        let proxy = site.factory.tcp_listener(any(RELAY_PORT))?;
-        prepare_server(&proxy)?;
-        let to = (addresses(family).proxy_client, RELAY_PORT).into();
-        let client = site.lab.client.run_in(|| -> Result<TcpStream> {
-            let socket = socket_here(domain(to), libc::SOCK_STREAM, 0)?;
-            prepare(&socket)?;
-            connect_to(&socket, to)?;
-            Ok(TcpStream::from(socket))
-        })??;
-        let (accepted, _) = proxy.accept()?;
-        carry(&client, &accepted, BULK_BYTES)?;
-
-        let server: TcpListener =
-            site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
-        prepare_server(&server)?;
-        let to = upstream(family);
-        let socket = site.factory.socket(domain(to), libc::SOCK_STREAM, 0)?;
-        prepare(&socket)?;
-        connect_to(&socket, to)?;
-        let (server, _) = server.accept()?;
-        carry(&server, &TcpStream::from(socket), BULK_BYTES)?;
-        Ok(Some(Applications::both_ways(BULK_BYTES, BULK_BYTES)))
-    })
+    let counting = site.count()?;
+    let server: TcpListener = site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
+    prepare_server(&server)?;
+    let to = upstream(family);
+    let socket = site.factory.socket(domain(to), libc::SOCK_STREAM, 0)?;
+    prepare(&socket)?;
+    connect_to(&socket, to)?;
+    let (server, _) = server.accept()?;
+    carry(&server, &TcpStream::from(socket), BULK_BYTES)?;
+    counting.finish()
 }
 
 /// Super-packets were sent: the header was repeated, not only read.
@@ -69,10 +52,9 @@ fn assert_segmented(counted: &Counted) {
     assert!(egress.packets < egress.wire_packets, "no super-packet was sent");
 }
 
-/// Bytes of headers on the wire, per packet of the upstream leg's egress. (What the proxy accepts takes no
-/// NOPs from its listener or its client: there the client's packets have them, and the proxy's have not.)
+/// Bytes of headers on the wire, per packet of the egress.
 fn header_bytes(counted: &Counted) -> u64 {
-    let egress = on_device(&counted.report.cells, UPSTREAM_DEVICE, Direction::Egress);
+    let egress = counted.report.totals.billed.egress;
     (egress.wire_bytes - egress.payload_bytes) / egress.wire_packets
 }
 
@@ -93,11 +75,11 @@ fn record_route() -> Vec<u8> {
 #[test]
 fn ipv4_options_are_part_of_every_segment_of_tcp() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     for options in [nops(4), nops(12), nops(40), record_route()] {
         let prepare = |socket: &OwnedFd| set_ipv4_options(socket, &options);
         let prepare_server = |socket: &TcpListener| set_ipv4_options(socket, &options);
-        let counted = bulk_tcp(&witnesses, Family::Ipv4, prepare, prepare_server)?;
+        let counted = bulk_tcp(&site, Family::Ipv4, prepare, prepare_server)?;
+        counted.assert_books_equal_capture(&[]);
         assert_segmented(&counted);
         // 20 IP, 20 TCP, 12 timestamps.
         assert_eq!(header_bytes(&counted), 52 + options.len() as u64);
@@ -108,7 +90,6 @@ fn ipv4_options_are_part_of_every_segment_of_tcp() -> Result<()> {
 #[test]
 fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     for (hop_by_hop, destination) in [(8, 0), (0, 8), (0, 64), (16, 24), (24, 72)] {
         let headers = [(libc::IPV6_HOPOPTS, hop_by_hop), (libc::IPV6_DSTOPTS, destination)];
         let headers: Vec<(i32, usize)> = headers.into_iter().filter(|one| one.1 > 0).collect();
@@ -117,8 +98,8 @@ fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
                 .iter()
                 .try_for_each(|&(option, bytes)| set_ipv6_header(&socket.as_fd(), option, bytes))
         };
-        let counted =
-            bulk_tcp(&witnesses, Family::Ipv6, |socket| set(socket), |socket| set(socket))?;
+        let counted = bulk_tcp(&site, Family::Ipv6, |socket| set(socket), |socket| set(socket))?;
+        counted.assert_books_equal_capture(&[]);
         assert_segmented(&counted);
         // 40 IPv6, 20 TCP, 12 timestamps.
         assert_eq!(header_bytes(&counted), 72 + (hop_by_hop + destination) as u64);
@@ -130,10 +111,10 @@ fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
 fn tcp_without_timestamps_has_shorter_headers() -> Result<()> {
     for (timestamps, ipv4, ipv6) in [("0", 40, 60), ("1", 52, 72)] {
         let site = Site::new(Stack::GsoGro)?;
-        let witnesses = Witnesses::of(&site)?;
         site.lab.proxy.sysctl("ipv4/tcp_timestamps", timestamps)?;
         for (family, expected) in [(Family::Ipv4, ipv4), (Family::Ipv6, ipv6)] {
-            let counted = bulk_tcp(&witnesses, family, |_| Ok(()), |_| Ok(()))?;
+            let counted = bulk_tcp(&site, family, |_| Ok(()), |_| Ok(()))?;
+            counted.assert_books_equal_capture(&[]);
             assert_segmented(&counted);
             assert_eq!(header_bytes(&counted), expected);
         }
@@ -143,47 +124,44 @@ fn tcp_without_timestamps_has_shorter_headers() -> Result<()> {
 
 /// Datagrams with prepared headers, plain and segmented by the kernel, and their echoes.
 fn datagrams(
-    witnesses: &Witnesses<'_>,
+    site: &Site,
     family: Family,
     prepare: impl Fn(&UdpSocket) -> Result<()>,
 ) -> Result<Counted> {
-    let site = witnesses.site();
-    witnesses.hold(&[], || {
-        let receive = Receive { listen: any(SERVER_PORT), echo: true, gro: false };
-        let _server = Receiver::start(&site.lab.upstream, receive)?;
-        let to = upstream(family);
-        for segment in [None, Some(DATAGRAM as i32)] {
-            let socket = site.factory.udp_unbound(to)?;
-            prepare(&socket)?;
-            socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-            if let Some(segment) = segment {
-                setsockopt(&socket, sockopt::UdpGsoSegment, &segment)?;
-            }
-            // Seven datagrams, the last one short.
-            let bytes = if segment.is_some() { 6 * DATAGRAM + 1 } else { DATAGRAM };
-            assert_eq!(socket.send(&vec![3; bytes])?, bytes);
-            let mut echoed = 0;
-            while echoed < bytes {
-                echoed += socket.recv(&mut [0; 2 * DATAGRAM]).with_context(|| {
-                    format!("{echoed} of {bytes} bytes were echoed, in segments of {segment:?}")
-                })?;
-            }
+    let counting = site.count()?;
+    let receive = Receive { listen: any(SERVER_PORT), echo: true, gro: false };
+    let _server = Receiver::start(&site.lab.upstream, receive)?;
+    let to = upstream(family);
+    for segment in [None, Some(DATAGRAM as i32)] {
+        let socket = site.factory.udp_unbound(to)?;
+        prepare(&socket)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        if let Some(segment) = segment {
+            setsockopt(&socket, sockopt::UdpGsoSegment, &segment)?;
         }
-        Ok(Some(Applications::both_ways(0, 7 * DATAGRAM + 1)))
-    })
+        // Seven datagrams, the last one short.
+        let bytes = if segment.is_some() { 6 * DATAGRAM + 1 } else { DATAGRAM };
+        assert_eq!(socket.send(&vec![3; bytes])?, bytes);
+        let mut echoed = 0;
+        while echoed < bytes {
+            echoed += socket.recv(&mut [0; 2 * DATAGRAM]).with_context(|| {
+                format!("{echoed} of {bytes} bytes were echoed, in segments of {segment:?}")
+            })?;
+        }
+    }
+    counting.finish()
 }
 
 #[test]
 fn options_and_extension_headers_are_part_of_every_datagram() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     let by_option = |bytes: usize| {
         let options = if bytes == 40 { record_route() } else { nops(bytes) };
-        datagrams(&witnesses, Family::Ipv4, |socket| set_ipv4_options(socket, &options))
+        datagrams(&site, Family::Ipv4, |socket| set_ipv4_options(socket, &options))
     };
     let by_header = |option, bytes| {
-        datagrams(&witnesses, Family::Ipv6, |socket| set_ipv6_header(socket, option, bytes))
+        datagrams(&site, Family::Ipv6, |socket| set_ipv6_header(socket, option, bytes))
     };
     let runs = [
         (by_option(4)?, 20 + 4),
@@ -192,6 +170,7 @@ fn options_and_extension_headers_are_part_of_every_datagram() -> Result<()> {
         (by_header(libc::IPV6_HOPOPTS, 32)?, 40 + 32),
     ];
     for (counted, ip_header) in runs {
+        counted.assert_books_equal_capture(&[]);
         let egress = counted.report.totals.billed.egress;
         let payload = (7 * DATAGRAM + 1) as u64;
         assert_eq!((egress.packets, egress.wire_packets), (2, 1 + 7));

@@ -70,6 +70,16 @@ fn tcp_without_timestamps_is_exact_in_every_cell() -> Result<()> {
 }
 
 #[test]
+fn ipv4_options_are_exact_in_every_cell() -> Result<()> {
+    check_variant(Variant::Ipv4Options)
+}
+
+#[test]
+fn ipv6_extension_headers_are_exact_in_every_cell() -> Result<()> {
+    check_variant(Variant::Ipv6Headers)
+}
+
+#[test]
 fn sockets_with_v4_mapped_addresses_are_exact_in_every_cell() -> Result<()> {
     check_variant(Variant::Mapped)
 }

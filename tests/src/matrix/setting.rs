@@ -1,6 +1,7 @@
 //! What the cells of one bench have in common, and the label of each.
 
 use std::fmt;
+use std::os::fd::AsFd;
 
 use anyhow::{Result, ensure};
 use traffic_lab::packet::Family;
@@ -8,6 +9,7 @@ use traffic_lab::topology::{FAR_DEVICE, MTU};
 use traffic_lab::{Stack, link};
 
 use super::kinds::{BOTH, Kind, Traffic};
+use crate::options::{set_ipv4_options, set_ipv6_header};
 use crate::processors::Processors;
 use crate::rules;
 use crate::site::Site;
@@ -29,6 +31,10 @@ pub enum Variant {
     Mtu(u32),
     /// All TCP headers are 12 bytes shorter.
     NoTimestamps,
+    /// Every socket of all three sends IPv4 options of 12 bytes.
+    Ipv4Options,
+    /// Every socket of all three sends a hop-by-hop header of 16 bytes and destination options of 24.
+    Ipv6Headers,
     /// The proxy's sockets are IPv6 ones that carry IPv4.
     Mapped,
     /// Super-packets of more than 64 KiB, for which the length in the IP header has no room. IPv6 says it
@@ -44,6 +50,8 @@ impl fmt::Display for Variant {
             Self::Ordinary => Ok(()),
             Self::Mtu(bytes) => write!(formatter, ", MTU {bytes}"),
             Self::NoTimestamps => formatter.write_str(", no timestamps"),
+            Self::Ipv4Options => formatter.write_str(", IP options"),
+            Self::Ipv6Headers => formatter.write_str(", extension headers"),
             Self::Mapped => formatter.write_str(", v4-mapped"),
             Self::BigTcp => formatter.write_str(", BIG TCP"),
             Self::SubCgroup => formatter.write_str(", in a sub-cgroup"),
@@ -55,7 +63,8 @@ impl Variant {
     /// The families that it exists for.
     pub(super) fn families(self) -> &'static [Family] {
         match self {
-            Self::Mapped => &[Family::Ipv4],
+            Self::Mapped | Self::Ipv4Options => &[Family::Ipv4],
+            Self::Ipv6Headers => &[Family::Ipv6],
             _ => &[Family::Ipv4, Family::Ipv6],
         }
     }
@@ -63,6 +72,39 @@ impl Variant {
     /// The links' MTU.
     pub(super) fn mtu(self) -> u32 {
         if let Self::Mtu(bytes) = self { bytes } else { MTU }
+    }
+
+    /// Changes what is not as always, as far as it is a socket's that is not connected, or listens: its
+    /// accepted sockets inherit extension headers. (Bulk stalls for good on a connection that gets them
+    /// when it is there already.)
+    pub(super) fn dress_early(self, socket: &impl AsFd) -> Result<()> {
+        if self == Self::Ipv6Headers {
+            set_ipv6_header(socket, libc::IPV6_HOPOPTS, 16)?;
+            set_ipv6_header(socket, libc::IPV6_DSTOPTS, 24)?;
+        }
+        Ok(())
+    }
+
+    /// The same for a socket that is connected: IPv4 options are not inherited.
+    pub(super) fn dress_late(self, socket: &impl AsFd) -> Result<()> {
+        if self == Self::Ipv4Options {
+            // NOPs, and the end.
+            let mut twelve = [1; 12];
+            twelve[11] = 0;
+            set_ipv4_options(socket, &twelve)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of headers of an ordinary TCP packet that carries data.
+    pub(super) fn tcp_headers(self, family: Family) -> u32 {
+        let ip = if family == Family::Ipv6 { 40 } else { 20 };
+        match self {
+            Self::NoTimestamps => ip + 20,
+            Self::Ipv4Options => ip + 12 + 32,
+            Self::Ipv6Headers => ip + 16 + 24 + 32,
+            _ => ip + 32,
+        }
     }
 
     /// Changes what is not as always, as far as it is the site's.
@@ -87,7 +129,7 @@ impl Variant {
                 }
                 Ok(())
             }
-            Self::Ordinary | Self::Mapped | Self::SubCgroup => Ok(()),
+            _ => Ok(()),
         }
     }
 }
