@@ -9,16 +9,16 @@ use anyhow::{Context, Result, ensure};
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use traffic_ebpf::{
-    ANSWERED_SEEN, Cell, INTERFACE_SLOTS, InterfaceCells, TABLE_INTERFACE, owner_parts, slot_key,
-    slot_owner,
+    ANSWERED_SEEN, Cell, INTERFACE_SLOTS, InterfaceSums, Sums, TABLE_INTERFACE, owner_parts,
+    slot_key, slot_owner,
 };
 
 /// An element of the maps `CELLS` and `ANSWERED`; a type of our own, so that it can be aya's `Pod`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Element(InterfaceCells);
+struct Element(InterfaceSums);
 
-// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)` and made of `u64`s.
+// SAFETY: `repr(transparent)` over an array of `Sums`, which is `repr(C)` and made of `u64`s.
 unsafe impl Pod for Element {}
 
 /// The maps of one agent with one target.
@@ -60,8 +60,8 @@ impl Seeds {
         let mut elements: Vec<Element> = self.cells.get(&slot, 0)?.to_vec();
         ensure!(per_cpu.len() <= elements.len(), "there are only {} CPUs", elements.len());
         for (Element(cells), added) in elements.iter_mut().zip(per_cpu) {
-            ensure!(cells[index] == Cell::default(), "something was counted there already");
-            cells[index] = *added;
+            ensure!(cells[index] == Sums::default(), "something was counted there already");
+            cells[index] = sums(added);
         }
         Ok(self.cells.set(slot, PerCpuValues::try_from(elements)?, 0)?)
     }
@@ -71,9 +71,21 @@ impl Seeds {
     pub fn count_answered(&mut self, interface_slot: u8, index: usize, added: Cell) -> Result<()> {
         let element = u32::try_from(ANSWERED_SEEN * INTERFACE_SLOTS)? + u32::from(interface_slot);
         let Element(mut cells) = self.answered.get(&element, 0)?;
-        ensure!(cells[index] == Cell::default(), "something was counted there already");
-        cells[index] = added;
+        ensure!(cells[index] == Sums::default(), "something was counted there already");
+        cells[index] = sums(&added);
         Ok(self.answered.set(element, Element(cells), 0)?)
+    }
+}
+
+/// What the program would have added up for a cell.
+fn sums(cell: &Cell) -> Sums {
+    Sums {
+        packets: cell.packets,
+        bytes: cell.bytes,
+        payload_bytes: cell.payload_bytes,
+        split_packets: cell.wire_packets - cell.packets,
+        split_bytes: cell.wire_bytes.wrapping_sub(cell.bytes),
+        retransmitted_bytes: cell.retransmitted_bytes,
     }
 }
 

@@ -10,7 +10,10 @@
 //! them are read by the helper that cannot fault: the verifier of some kernels takes an argument that can
 //! be null for one that cannot.
 
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{
+    ffi::c_void,
+    mem::{MaybeUninit, offset_of},
+};
 
 use aya_ebpf::{
     EbpfContext as _, Global,
@@ -21,15 +24,13 @@ use aya_ebpf::{
 };
 use traffic_ebpf::{
     ANSWERED_ELEMENTS, ANSWERED_FOLLOWS, ANSWERED_SEEN, ANSWERED_UNATTRIBUTED, CELLS_PER_INTERFACE,
-    Cell, Connection, EGRESS, INGRESS, INTERFACE_SLOTS, IPV4, IPV6, InterfaceCells, MOST_CGROUPS,
+    Connection, EGRESS, INGRESS, INTERFACE_SLOTS, IPV4, IPV6, InterfaceSums, MOST_CGROUPS,
     MOST_CONNECTIONS, MOST_NAMESPACES, PORT_EXCLUDED, PORT_SLOT_UPSTREAM_ICMP,
-    PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, cell_index, wire,
+    PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, SLOT_NONE, Sums, TABLE_BYTES, cell_index, wire,
 };
 
-use crate::program::{
-    IPV4_HEADER, IPV6_HEADER, PASS, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER, add,
-    interface_slot, masked, slot_of,
-};
+use crate::headers::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER};
+use crate::program::{PASS, add, masked, port_entry, slot_at, slot_of_interface, tables};
 
 /// Declares offsets that the agent fills in at load. Source of the names: `traffic_ebpf::OFFSETS`.
 macro_rules! offsets {
@@ -79,9 +80,9 @@ static REASON_NO_SOCKET: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static RESET_HAS_OWNER: Global<u32> = Global::new(0);
 
-/// What was counted here: `ANSWERED_ELEMENTS` x [`InterfaceCells`], shared by all CPUs because it is rare.
+/// What was counted here: `ANSWERED_ELEMENTS` x [`InterfaceSums`], shared by all CPUs because it is rare.
 #[map]
-static ANSWERED: Array<InterfaceCells> = Array::with_max_entries(ANSWERED_ELEMENTS as u32, 0);
+static ANSWERED: Array<InterfaceSums> = Array::with_max_entries(ANSWERED_ELEMENTS as u32, 0);
 
 /// Network namespaces of the target, by their inode. What happens in others is none of its business.
 #[map]
@@ -357,11 +358,11 @@ impl Packet {
             TCP => {
                 connection.protocol = u32::from(TCP);
                 let length = u32::from(l4_header[TCP_DATA_OFFSET] >> 4) * 4;
-                (PORT_SLOT_UPSTREAM_TCP, length, l4_header[TCP_FLAGS])
+                (PORT_SLOT_UPSTREAM_TCP, length, l4_header[TCP_FLAGS as usize])
             }
             UDP => {
                 connection = udp_port(namespace, connection.local_port);
-                (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER, 0)
+                (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER as u32, 0)
             }
             _ => return None,
         };
@@ -383,10 +384,13 @@ impl Packet {
     #[inline(always)]
     fn slot(&self) -> Slot {
         let own = |port| Slot { port, attributed: true };
-        match slot_of(u32::from(self.protocol), u32::from(self.connection.local_port)) {
-            Some(PORT_EXCLUDED) => return own(self.protocol),
-            Some(slot) => return own(slot),
-            None => {}
+        let Some(tables) = tables() else { return own(self.protocol) };
+        // The tables of TCP and UDP have the numbers of their upstream slots.
+        let table = u64::from(self.protocol) * TABLE_BYTES as u64;
+        match slot_at(tables, port_entry(table, u64::from(self.connection.local_port))) {
+            SLOT_NONE => {}
+            PORT_EXCLUDED => return own(self.protocol),
+            slot => return own(slot),
         }
         // SAFETY: the value is read at once; a torn one would be a time that is a little off.
         if let Some(&closed) = unsafe { CONNECTIONS.get(&self.connection) } {
@@ -402,14 +406,13 @@ impl Packet {
     /// Counts the packet itself.
     #[inline(always)]
     fn count(&self, slot: Slot, kind: usize) {
-        let segments = wire::wire_packets(self.payload, self.gso_size);
-        let header_bytes = self.l3_bytes + self.l4_bytes;
-        let added = Cell {
+        let split_packets = wire::split_packets(u64::from(self.payload), u64::from(self.gso_size));
+        let added = Sums {
             packets: 1,
             bytes: u64::from(self.bytes),
-            wire_packets: u64::from(segments),
-            wire_bytes: wire::wire_bytes(self.bytes, header_bytes, segments),
             payload_bytes: u64::from(self.payload),
+            split_packets,
+            split_bytes: split_packets * u64::from(self.l3_bytes + self.l4_bytes),
             retransmitted_bytes: 0,
         };
         self.add(slot, kind, INGRESS, &added);
@@ -420,30 +423,41 @@ impl Packet {
     #[inline(always)]
     fn count_answer(&self, slot: Slot, kind: usize, l4_bytes: u32) {
         let l3_bytes = if self.family == IPV4 { IPV4_HEADER } else { IPV6_HEADER } as u32;
-        let bytes = u64::from(l3_bytes + l4_bytes);
         let payload_bytes = if slot.port == PORT_SLOT_UPSTREAM_ICMP { l4_bytes } else { 0 };
-        let added = Cell {
+        let added = Sums {
             packets: 1,
-            bytes,
-            wire_packets: 1,
-            wire_bytes: bytes,
+            bytes: u64::from(l3_bytes + l4_bytes),
             payload_bytes: u64::from(payload_bytes),
+            split_packets: 0,
+            split_bytes: 0,
             retransmitted_bytes: 0,
         };
         self.add(slot, kind, EGRESS, &added);
     }
 
     #[inline(always)]
-    fn add(&self, slot: Slot, kind: usize, direction: u32, added: &Cell) {
+    fn add(&self, slot: Slot, kind: usize, direction: u32, added: &Sums) {
         let kind = if slot.attributed { kind } else { ANSWERED_UNATTRIBUTED };
-        let element = kind * INTERFACE_SLOTS + usize::from(interface_slot(self.ifindex));
-        let Some(cells) = ANSWERED.get_ptr_mut(element as u32) else { return };
+        let Some(tables) = tables() else { return };
+        let interface = slot_of_interface(tables, self.ifindex);
+        let element = (kind * INTERFACE_SLOTS) as u32 + interface;
+        let Some(cells) = ANSWERED.get_ptr_mut(element) else { return };
         let index = cell_index(direction, u32::from(slot.port), self.family);
         let index = masked::<{ CELLS_PER_INTERFACE as u64 - 1 }>(index as u64) as usize;
         // SAFETY: `index` is below `CELLS_PER_INTERFACE`.
-        let cell = unsafe { cells.cast::<Cell>().add(index) };
-        // SAFETY: `cell` lies in a live map value.
-        unsafe { add(cell, added) };
+        let cell = unsafe { cells.cast::<Sums>().add(index) }.cast::<u8>();
+        // SAFETY: `cell` lies in a live map value, here and below.
+        unsafe { add::<{ offset_of!(Sums, packets) }>(cell, added.packets) };
+        // SAFETY: as above.
+        unsafe { add::<{ offset_of!(Sums, bytes) }>(cell, added.bytes) };
+        // SAFETY: as above.
+        unsafe { add::<{ offset_of!(Sums, payload_bytes) }>(cell, added.payload_bytes) };
+        if added.split_packets != 0 {
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_packets) }>(cell, added.split_packets) };
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell, added.split_bytes) };
+        }
     }
 }
 

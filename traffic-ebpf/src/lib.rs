@@ -32,7 +32,6 @@ pub const ABI_VERSION: u32 = 1;
 ///   IP and transport header.
 /// * `payload_bytes`: what follows the TCP or UDP header (the IP header for other protocols).
 /// * `retransmitted_bytes`: of those, what TCP carried before: sent again, received again.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
     /// sk_buffs seen by the hook.
@@ -49,11 +48,61 @@ pub struct Cell {
     pub retransmitted_bytes: u64,
 }
 
-// Program and agent must agree on every byte: changing this also changes `ABI_VERSION`.
-const _: () = assert!(size_of::<Cell>() == 48 && align_of::<Cell>() == 8);
+/// What the program adds up for one cell, and what user space makes a [`Cell`] of.
+///
+/// An ordinary packet is on the wire as it passed the hook, so three adds do for it. Only a super-packet
+/// pays for the other two.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// As in [`Cell`].
+    pub packets: u64,
+    /// As in [`Cell`].
+    pub bytes: u64,
+    /// As in [`Cell`].
+    pub payload_bytes: u64,
+    /// Wire packets beyond the first of each packet.
+    pub split_packets: u64,
+    /// Wire bytes beyond those that passed the hook. Wraps: a packet that loses a header before the wire
+    /// and is not split would take bytes away.
+    pub split_bytes: u64,
+    /// As in [`Cell`].
+    pub retransmitted_bytes: u64,
+}
 
-/// All cells of one interface slot: the value of the map `CELLS`.
-pub type InterfaceCells = [Cell; CELLS_PER_INTERFACE];
+// Program and agent must agree on every byte: changing this also changes `ABI_VERSION`.
+const _: () = assert!(size_of::<Sums>() == 48 && align_of::<Sums>() == 8);
+
+impl Sums {
+    /// Adds another CPU's sums. They only grow, but for `split_bytes`; beyond a `u64` they stand at the
+    /// limit, which the report recognises.
+    #[inline(always)]
+    pub const fn add(&mut self, other: &Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.payload_bytes = self.payload_bytes.saturating_add(other.payload_bytes);
+        self.split_packets = self.split_packets.saturating_add(other.split_packets);
+        self.split_bytes = self.split_bytes.wrapping_add(other.split_bytes);
+        self.retransmitted_bytes =
+            self.retransmitted_bytes.saturating_add(other.retransmitted_bytes);
+    }
+
+    /// Returns what the sums stand for.
+    #[inline(always)]
+    pub const fn cell(&self) -> Cell {
+        Cell {
+            packets: self.packets,
+            bytes: self.bytes,
+            wire_packets: self.packets.saturating_add(self.split_packets),
+            wire_bytes: self.bytes.saturating_add_signed(self.split_bytes as i64),
+            payload_bytes: self.payload_bytes,
+            retransmitted_bytes: self.retransmitted_bytes,
+        }
+    }
+}
+
+/// The sums of all cells of one interface slot: the value of the map `CELLS`.
+pub type InterfaceSums = [Sums; CELLS_PER_INTERFACE];
 
 /// Elements of the map `CELLS`.
 pub const INTERFACE_SLOTS: usize = 8;
@@ -122,7 +171,7 @@ pub const SLOT_OWNERS_ENTRIES: u32 = 128;
 
 // The program cuts its indices to the bits below.
 const _: () = assert!(CELLS_PER_INTERFACE.is_power_of_two() && TABLE_BYTES.is_power_of_two());
-const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Cell>() == 12_288);
+const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Sums>() == 12_288);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);
@@ -277,7 +326,7 @@ impl PacketRecord {
     };
 }
 
-/// Returns where in an [`InterfaceCells`] the cell of these coordinates lies.
+/// Returns where in an [`InterfaceSums`] the cell of these coordinates lies.
 #[inline(always)]
 pub const fn cell_index(direction: u32, port_slot: u32, family: u32) -> usize {
     (direction as usize * PORT_SLOTS + port_slot as usize) * FAMILIES + family as usize
@@ -353,6 +402,18 @@ mod tests {
             }
         }
         assert!(seen.iter().all(|seen| *seen));
+    }
+
+    #[test]
+    fn only_a_split_packet_is_more_on_the_wire_than_at_the_hook() {
+        let ordinary = Sums { packets: 3, bytes: 4500, payload_bytes: 4344, ..Sums::default() };
+        let Cell { wire_packets, wire_bytes, .. } = ordinary.cell();
+        assert_eq!((wire_packets, wire_bytes), (3, 4500));
+        // One super-packet of 45 segments with headers of 52 bytes, and one that lost 8 bytes whole.
+        let split = Sums { packets: 2, bytes: 65_212 + 108, split_packets: 44, ..Sums::default() };
+        let split = Sums { split_bytes: (44 * 52_u64).wrapping_sub(8), ..split };
+        let Cell { wire_packets, wire_bytes, .. } = split.cell();
+        assert_eq!((wire_packets, wire_bytes), (46, 45 * 1500 + 100));
     }
 
     #[test]

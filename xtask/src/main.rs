@@ -1,8 +1,10 @@
 //! Tasks of this repository.
 //!
 //! `cargo xtask ebpf` builds the committed eBPF object, `cargo xtask ebpf --check` proves that it
-//! belongs to the sources, `cargo xtask test` is the one test command.
+//! belongs to the sources, `cargo xtask test` is the one test command, `cargo xtask bench` measures what
+//! counting costs.
 
+mod bench;
 mod command;
 mod debian;
 mod ebpf;
@@ -30,6 +32,8 @@ enum Task {
     Ebpf(ebpf::Options),
     /// Run the unit tests, the kernel tests and the end-to-end tests (as root)
     Test(test::Options),
+    /// Measure what counting costs, beside what others cost (as root)
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,5 +51,6 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.task {
         Task::Ebpf(options) => ebpf::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, options),
+        Task::Bench(options) => bench::run(&workspace, &options),
     }
 }

@@ -182,7 +182,9 @@ impl Answered {
         let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
         for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
             let Element(element) = self.cells.get(&index, 0).map_err(map_error("ANSWERED"))?;
-            cells.copy_from_slice(&element);
+            for (cell, sums) in cells.iter_mut().zip(&element) {
+                *cell = sums.cell();
+            }
         }
         Ok(())
     }

@@ -26,7 +26,9 @@ use aya::{
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
 };
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
-use traffic_ebpf::{ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceCells};
+use traffic_ebpf::{
+    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums,
+};
 
 pub use self::{
     answered::{Answered, Unavailable},
@@ -172,9 +174,9 @@ pub struct Options {
 /// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Element(InterfaceCells);
+struct Element(InterfaceSums);
 
-// SAFETY: `repr(transparent)` over an array of `Cell`, which is `repr(C)`, six `u64`s, no padding;
+// SAFETY: `repr(transparent)` over an array of `Sums`, which is `repr(C)`, six `u64`s, no padding;
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
 
@@ -312,17 +314,12 @@ impl Counter {
                 map: "CELLS",
                 source,
             })?;
-            for Element(element) in per_cpu.iter() {
-                for (sum, cell) in cells.iter_mut().zip(element) {
-                    // Beyond a u64 the sum stands at the limit, which the report recognises.
-                    sum.packets = sum.packets.saturating_add(cell.packets);
-                    sum.bytes = sum.bytes.saturating_add(cell.bytes);
-                    sum.wire_packets = sum.wire_packets.saturating_add(cell.wire_packets);
-                    sum.wire_bytes = sum.wire_bytes.saturating_add(cell.wire_bytes);
-                    sum.payload_bytes = sum.payload_bytes.saturating_add(cell.payload_bytes);
-                    sum.retransmitted_bytes =
-                        sum.retransmitted_bytes.saturating_add(cell.retransmitted_bytes);
+            for (index, cell) in cells.iter_mut().enumerate() {
+                let mut sum = Sums::default();
+                for Element(element) in per_cpu.iter() {
+                    sum.add(&element[index]);
                 }
+                *cell = sum.cell();
             }
         }
         Ok(sample)
@@ -348,6 +345,13 @@ impl Counter {
     pub fn compiled_bytes(&mut self) -> Option<u32> {
         let info = load_skb(&mut self.ebpf, INGRESS_PROGRAM).ok()?.info().ok()?;
         Some(info.size_jitted())
+    }
+
+    /// Ids of the programs that packets pass, ingress and egress: for whoever measures what they cost.
+    /// `None` where the kernel does not say.
+    pub fn program_ids(&mut self) -> Option<[u32; 2]> {
+        let mut id = |name| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
+        Some([id(INGRESS_PROGRAM)?, id(EGRESS_PROGRAM)?])
     }
 
     /// What the program tells beyond numbers.

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::{sources::PACKAGE, toolchain::Toolchain};
+use super::{sources, toolchain::Toolchain};
 use crate::{
     command,
     workspace::{Workspace, json},
@@ -55,6 +55,21 @@ const LIBRARY: &str = "/rust";
 /// Prefixes of variables with which a user configures cargo's builds.
 const FOREIGN: &[&str] = &["CARGO_BUILD_", "CARGO_PROFILE_", "CARGO_TARGET_", "CARGO_UNSTABLE_"];
 
+/// A program of the workspace for the bpf target.
+pub struct Program {
+    /// Its package.
+    pub package: &'static str,
+    /// Its name in the package.
+    pub name: &'static str,
+    /// Features of the package, separated by commas.
+    pub features: &'static str,
+}
+
+/// The program whose object is committed.
+pub const TRAFFIC: Program = Program { package: sources::PACKAGE, name: "traffic", features: "" };
+/// The same with plain adds in place of the atomic ones, for a test.
+pub const PLAIN_ADDS: Program = Program { features: "plain-adds", ..TRAFFIC };
+
 /// Everything that was asked of compiler and stripper, without this machine's paths.
 pub fn flags() -> Vec<String> {
     let profile = PROFILE.iter().map(|setting| format!("profile.ebpf.{setting}"));
@@ -66,13 +81,13 @@ pub fn flags() -> Vec<String> {
         .collect()
 }
 
-/// Where the object is built.
+/// Where objects are built.
 pub fn directory(workspace: &Workspace) -> PathBuf {
     workspace.target().join("ebpf")
 }
 
-/// Builds the object and returns its bytes. Features are for tests: the committed object has none.
-pub fn build(workspace: &Workspace, toolchain: &Toolchain, features: &[&str]) -> Result<Vec<u8>> {
+/// Builds a program and returns the bytes of its object.
+pub fn build(workspace: &Workspace, toolchain: &Toolchain, program: &Program) -> Result<Vec<u8>> {
     let linkers = toolchain.linker.parent().context("the linker has no directory")?;
     let directory = directory(workspace);
     let mut cargo = workspace.cargo();
@@ -83,8 +98,9 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain, features: &[&str]) ->
         }
     }
     cargo
-        .args(["build", "--package", PACKAGE, "--bin", "traffic", "--locked", "--profile", "ebpf"])
-        .args(["--features", &features.join(",")])
+        .args(["build", "--package", program.package, "--bin", program.name])
+        .args(["--features", program.features])
+        .args(["--locked", "--profile", "ebpf"])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&directory);
     for setting in PROFILE {
@@ -102,8 +118,8 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain, features: &[&str]) ->
         .env_remove("RUSTFLAGS");
     command::run(&mut cargo)?;
 
-    let built = directory.join(TARGET).join("ebpf/traffic");
-    let stripped = directory.join("stripped.bpf.o");
+    let built = directory.join(TARGET).join("ebpf").join(program.name);
+    let stripped = directory.join(format!("{}.stripped.bpf.o", program.name));
     command::run(Command::new(&toolchain.objcopy).arg("--strip-debug").arg(&built).arg(&stripped))?;
     fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
 }
@@ -159,7 +175,7 @@ fn registry(workspace: &Workspace) -> Result<PathBuf> {
         TARGET,
     ]))?;
     let Some(package) = metadata.packages.iter().find(|package| package.name == "aya-ebpf") else {
-        bail!("{PACKAGE} no longer uses aya-ebpf: say here where its crates are");
+        bail!("{} no longer uses aya-ebpf: say here where its crates are", sources::PACKAGE);
     };
     let directory = package.manifest_path.parent().and_then(Path::parent);
     Ok(directory.context("aya-ebpf has no directory")?.to_owned())

@@ -19,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
+pub use self::build::Program;
 use self::{manifest::Manifest, sources::Sources, toolchain::Toolchain};
 use crate::{command::announce, test, workspace::Workspace};
 
@@ -56,7 +57,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
 /// Builds the object with plain adds in place of the atomic ones, and returns where it is.
 pub fn plain_adds(workspace: &Workspace) -> Result<PathBuf> {
     let toolchain = Toolchain::find_or_install(workspace)?;
-    let object = build::build(workspace, &toolchain, &["plain-adds"])?;
+    let object = build::build(workspace, &toolchain, &build::PLAIN_ADDS)?;
     let path = build::directory(workspace).join("plain-adds.bpf.o");
     fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
@@ -65,7 +66,7 @@ pub fn plain_adds(workspace: &Workspace) -> Result<PathBuf> {
 fn write(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     let sources = Sources::read(workspace)?;
     let toolchain = Toolchain::find_or_install(workspace)?;
-    let object = build::build(workspace, &toolchain, &[])?;
+    let object = build::build(workspace, &toolchain, &build::TRAFFIC)?;
     let manifest = Manifest::new(&object, sources, &toolchain);
     if let Some(directory) = prebuilt.object.parent() {
         fs::create_dir_all(directory)
@@ -99,7 +100,7 @@ fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     println!("sources: as recorded in the manifest");
 
     let toolchain = Toolchain::find_or_install(workspace)?;
-    let rebuilt = build::build(workspace, &toolchain, &[])?;
+    let rebuilt = build::build(workspace, &toolchain, &build::TRAFFIC)?;
     let other_tools = recorded.tool_differences(&toolchain);
     if other_tools.is_empty() {
         if rebuilt != committed {
@@ -124,6 +125,15 @@ fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
         path.display()
     ));
     test::kernel_tests_with(workspace, &path)
+}
+
+/// Builds a program that is not committed, and returns where its object is.
+pub fn object_of(workspace: &Workspace, program: &Program) -> Result<PathBuf> {
+    let toolchain = Toolchain::find_or_install(workspace)?;
+    let object = build::build(workspace, &toolchain, program)?;
+    let path = build::directory(workspace).join(format!("{}.bpf.o", program.name));
+    fs::write(&path, object).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// Says why the committed object is not accepted.
