@@ -127,6 +127,11 @@ struct Scene {
     lab: Lab,
 }
 
+/// The proxy did not carry what it should: nothing is said of the agent.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy has not carried the workload: {0}")]
+struct NotCarried(String);
+
 /// What is known when a workload is over.
 struct Measured {
     family: Family,
@@ -192,7 +197,7 @@ impl Scene {
             let measured = match self.measure(family, workload) {
                 Ok(measured) => measured,
                 // Of some thousand connections xray ends one before it has passed on what it got.
-                Err(error) if workload == MANY && attempt < TRIES => {
+                Err(error) if error.is::<NotCarried>() && workload == MANY && attempt < TRIES => {
                     println!("attempt {attempt} of {TRIES}: {error:#}; once more");
                     continue;
                 }
@@ -211,7 +216,8 @@ impl Scene {
         let compare = Compare::start(&self.cgroup)?;
         self.proxy.resume()?;
         let route = self.proxy.route(&self.lab, family, UPSTREAM_PORT);
-        let outcome = run_closing(Closing::WhenDone, &workload, route, &self.server, &|_| ())?;
+        let outcome = run_closing(Closing::WhenDone, &workload, route, &self.server, &|_| ())
+            .map_err(|error| anyhow::Error::new(NotCarried(format!("{error:#}"))))?;
         self.proxy.wait_until_idle()?;
         self.proxy.hush()?;
         capture.settle()?;

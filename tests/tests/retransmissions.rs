@@ -86,7 +86,7 @@ fn bytes_carried_again_equal_the_capture_without_offloads() -> Result<()> {
 }
 
 #[test]
-fn nothing_is_carried_again_where_nothing_is_lost() -> Result<()> {
+fn without_loss_the_capture_has_the_same_repeats() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     let _relay = site.relay()?;
     let server = site.server()?;

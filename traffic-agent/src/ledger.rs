@@ -47,16 +47,17 @@ pub fn difference(start: &[Cell], end: &[Cell]) -> Result<Vec<Cell>, Backwards> 
         .collect()
 }
 
-/// What the elements of a sample stand for, `INTERFACE_SLOTS` each. The last ones, of packets that may be
-/// anybody's, are no cells of the target.
-const ORIGINS: [Origin; UNATTRIBUTED] = [Origin::Socket, Origin::Kernel, Origin::KernelDerived];
-const UNATTRIBUTED: usize = 1 + ANSWERED_UNATTRIBUTED;
-const _: () = assert!(ANSWERED_SEEN == 0 && ANSWERED_FOLLOWS == 1 && ANSWERED_UNATTRIBUTED == 2);
+/// What the elements of a sample stand for, `INTERFACE_SLOTS` each.
+const ORIGINS: [Origin; 3] = [Origin::Socket, Origin::Kernel, Origin::KernelDerived];
+/// The element behind them: packets that may be anybody's, so no cells of the target.
+const UNATTRIBUTED: usize = INTERFACE_SLOTS + ANSWERED_UNATTRIBUTED;
+const _: () = assert!(ANSWERED_SEEN == 0 && ANSWERED_FOLLOWS == 1);
+const _: () = assert!(UNATTRIBUTED == ORIGINS.len() * INTERFACE_SLOTS);
 
 /// Returns the sum of what may be anybody's.
 pub fn unattributed(cells: &[Cell]) -> Directions {
     let mut sum = Directions::default();
-    let first = UNATTRIBUTED * INTERFACE_SLOTS * CELLS_PER_INTERFACE;
+    let first = UNATTRIBUTED * CELLS_PER_INTERFACE;
     for (index, cell) in cells.iter().enumerate().skip(first) {
         *sum.of_mut(direction_of(index)) += (*cell).into();
     }
@@ -72,7 +73,7 @@ fn direction_of(index: usize) -> Direction {
 
 /// Gives every cell that is not zero its coordinates.
 pub fn name_cells(cells: &[Cell], names: &Names) -> Vec<CellReport> {
-    let attributed = &cells[..UNATTRIBUTED * INTERFACE_SLOTS * CELLS_PER_INTERFACE];
+    let attributed = &cells[..UNATTRIBUTED * CELLS_PER_INTERFACE];
     attributed
         .iter()
         .enumerate()
@@ -182,7 +183,7 @@ mod tests {
     }
 
     fn empty() -> Vec<Cell> {
-        vec![Cell::default(); 4 * INTERFACE_SLOTS * CELLS_PER_INTERFACE]
+        vec![Cell::default(); (UNATTRIBUTED + 1) * CELLS_PER_INTERFACE]
     }
 
     fn cell(wire_bytes: u64) -> Cell {
@@ -236,7 +237,7 @@ mod tests {
         // 1 + 2 + ... + 6144: eight interfaces of 256 cells, for each of the three origins.
         assert_eq!(all, 6144 * 6145 / 2);
         // And what may be anybody's in none.
-        assert_eq!(unattributed(&cells).wire_bytes(), 8192 * 8193 / 2 - all);
+        assert_eq!(unattributed(&cells).wire_bytes(), 6400 * 6401 / 2 - all);
         let legs = sum(&named, |cell| cell.leg == Leg::Client).wire_bytes()
             + sum(&named, |cell| cell.leg == Leg::Upstream).wire_bytes();
         assert_eq!(legs, all);

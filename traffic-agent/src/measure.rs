@@ -12,8 +12,8 @@ use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Counters, Directions, Finding, ProcessReport, Protocol, Scope,
-    Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Directions, Finding, Origin, ProcessReport, Protocol,
+    Scope, Severity, TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -265,9 +265,10 @@ impl<'h> Measurement<'h> {
         findings.extend(finding::interface_without_slot(&cells));
         findings.extend(finding::port_without_slot(&cells));
         findings.extend(self.networks.finding());
-        findings.extend(self.answered_findings(unattributed));
+        findings.extend(self.answered_findings(&cells, unattributed));
         findings.extend(finding::unparsable(self.counter.trace().take_log()));
-        if cells.is_empty() && !self.plan.selectors.is_empty() {
+        let silent = cells.iter().all(|cell| cell.origin != Origin::Socket);
+        if silent && !self.plan.selectors.is_empty() {
             findings.push(finding::no_traffic());
         }
         let totals = ledger::totals(&cells);
@@ -366,12 +367,17 @@ impl<'h> Measurement<'h> {
     }
 
     /// Packets without a socket that were not counted, or not as the target's.
-    fn answered_findings(&mut self, unattributed: Option<Directions>) -> Vec<Finding> {
+    fn answered_findings(
+        &mut self,
+        cells: &[CellReport],
+        unattributed: Option<Directions>,
+    ) -> Vec<Finding> {
         let refused = self.counter.answered().unavailable().map(finding::not_answered);
         let missed = self.counter.missed().unwrap_or(0);
         refused
             .into_iter()
             .chain(finding::unattributed(unattributed.unwrap_or_default()))
+            .chain(finding::icmpv6_not_counted(cells))
             .chain(finding::syn_cookies(self.networks.cookies_sent()))
             .chain(finding::answers_missed(missed))
             .collect()
@@ -379,10 +385,7 @@ impl<'h> Measurement<'h> {
 }
 
 fn tell_namespaces(counter: &mut Counter, networks: &Networks) -> Result<()> {
-    for inode in networks.inodes()? {
-        counter.answered().add_namespace(inode)?;
-    }
-    Ok(())
+    Ok(counter.answered().set_namespaces(&networks.inodes()?)?)
 }
 
 fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {

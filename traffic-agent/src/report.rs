@@ -98,7 +98,8 @@ pub struct TargetReport {
     pub cgroups: Vec<CgroupReport>,
     /// The processes found in them.
     pub processes: Vec<ProcessReport>,
-    /// False when traffic of the target is known or suspected to be missing; the findings say why.
+    /// False when traffic of the target is known or suspected to be missing, beyond the classes of packets
+    /// that this kernel does not show (docs/accounting.md); the findings say why.
     pub complete: bool,
     /// Seconds of the interval during which the hooks were attached.
     pub observed_seconds: f64,

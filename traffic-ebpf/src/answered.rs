@@ -29,7 +29,10 @@ use traffic_ebpf::{
     PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, SLOT_NONE, Sums, TABLE_BYTES, cell_index, wire,
 };
 
-use crate::headers::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER};
+use crate::headers::{
+    EXTENSION_HEADERS, IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER,
+    extension_bytes, is_extension,
+};
 use crate::program::{PASS, add, masked, port_entry, slot_at, slot_of_interface, tables};
 
 /// Declares offsets that the agent fills in at load. Source of the names: `traffic_ebpf::OFFSETS`.
@@ -67,6 +70,7 @@ offsets!(
     CGROUP_ANCESTORS,
     CGROUP_KN,
     KERNFS_ID,
+    TIME_WAIT_RCV_NXT,
     TIME_WAIT_TS_RECENT,
     TIME_WAIT_LAST_ACK,
 );
@@ -75,8 +79,16 @@ offsets!(
 #[unsafe(no_mangle)]
 static REASON_NO_SOCKET: Global<u32> = Global::new(0);
 
-/// Whether an IPv4 reset for a full socket carries that socket, so that the hook sees it: since 6.13. An
-/// IPv6 one does not.
+/// Drops of a packet for a TIME_WAIT socket before that has looked at it.
+#[unsafe(no_mangle)]
+static REASON_TCP_CSUM: Global<u32> = Global::new(0);
+/// Likewise.
+#[unsafe(no_mangle)]
+static REASON_XFRM_POLICY: Global<u32> = Global::new(0);
+
+/// Whether an IPv4 reset for a full socket passes the hook: since 6.13, when it began to carry that socket.
+/// An IPv6 one carries it too, but is sent in the name of another, and the hook wants them to be the same.
+/// Source: `__cgroup_bpf_run_filter_skb()` and its macro, include/linux/bpf-cgroup.h.
 #[unsafe(no_mangle)]
 static RESET_HAS_OWNER: Global<u32> = Global::new(0);
 
@@ -92,11 +104,12 @@ static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(MOST_NAMESPACES
 #[map]
 static CGROUPS: HashMap<u64, u32> = HashMap::with_max_entries(MOST_CGROUPS, 0);
 
-/// Connections of the target that are over, or are being closed, with the time of it. The oldest give way.
+/// Connections of the target that are over, or are being closed. The oldest give way.
 #[map]
-static CONNECTIONS: LruHashMap<Connection, u64> = LruHashMap::with_max_entries(MOST_CONNECTIONS, 0);
+static CONNECTIONS: LruHashMap<Connection, Closed> =
+    LruHashMap::with_max_entries(MOST_CONNECTIONS, 0);
 
-/// What this CPU did last for a TIME_WAIT socket: see [`answered_by_ack`].
+/// What this CPU did last: the events of one packet come one after the other.
 #[map]
 static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
 
@@ -104,15 +117,27 @@ static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
 struct Last {
     /// The packet that was answered by a reset.
     reset: u64,
+    /// The packet that was answered by an ICMP error.
+    icmp: u64,
     /// The socket that sent an acknowledgement which it may not repeat at once.
     acknowledged: u64,
     /// When, in the kernel's ticks.
     at: u64,
 }
 
+/// When a connection was closed, and in which port slot it was counted.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Closed {
+    at_ns: u64,
+    slot: u64,
+}
+
 /// Longest time after its end in which a packet is taken for one of a connection. TIME_WAIT takes a minute,
 /// from its last packet on.
 const REMEMBERED_NS: u64 = 300_000_000_000;
+/// The same for a UDP port of which nothing is known but its number: another program may have it by then.
+const PORT_REMEMBERED_NS: u64 = 30_000_000_000;
 
 // Source: include/net/tcp_states.h.
 const TCP_ESTABLISHED: i32 = 1;
@@ -124,6 +149,7 @@ const TCP_CLOSE: i32 = 7;
 const FIN: u8 = 1;
 const SYN: u8 = 2;
 const RST: u8 = 4;
+const ACK: u8 = 16;
 
 /// Source: include/linux/socket.h.
 const AF_INET6: u16 = 10;
@@ -174,12 +200,9 @@ pub fn remember_connection(ctx: BtfTracePointContext) -> i32 {
     if !is_ours(namespace) || field::<u16>(sk, SOCK_PROTOCOL.load()) != u16::from(TCP) {
         return 0;
     }
-    let connection = connection_of(sk, namespace);
+    let connection = connection_of(sk, namespace, TCP);
     if is_in_target(sk) {
-        // SAFETY: takes nothing.
-        let now = unsafe { bpf_ktime_get_ns() };
-        // It fails only for want of memory; then the packets are counted as unattributed.
-        let _ = CONNECTIONS.insert(connection, now, 0);
+        remember(&connection, PORT_SLOT_UPSTREAM_TCP);
     } else {
         // The same addresses and ports were another's now.
         let _ = CONNECTIONS.remove(connection);
@@ -193,15 +216,45 @@ pub fn remember_udp(ctx: SockContext) -> i32 {
     let sk = ctx.as_ptr() as u64;
     // SAFETY: the kernel hands a valid context to the program.
     if unsafe { (*ctx.sock).protocol } == u32::from(UDP) {
-        let port = u16::from_be(field(sk, INET_SPORT.load()));
-        if port != 0 {
-            let key = udp_port(namespace_of_socket(sk), port);
-            // SAFETY: takes nothing.
-            let now = unsafe { bpf_ktime_get_ns() };
-            let _ = CONNECTIONS.insert(key, now, 0);
+        let connection = connection_of(sk, namespace_of_socket(sk), UDP);
+        // Whom a socket talks to is known if it was connected; else it may be anybody.
+        if connection.remote_port != 0 {
+            remember(&connection, PORT_SLOT_UPSTREAM_UDP);
+        } else if connection.local_port != 0 {
+            let port = udp_port(connection.namespace, connection.local_port);
+            remember(&port, PORT_SLOT_UPSTREAM_UDP);
         }
     }
     PASS
+}
+
+/// Notes that a socket of the target has given up its addresses, and where it was counted.
+#[inline(always)]
+fn remember(connection: &Connection, upstream: u8) {
+    let slot = match client_slot(upstream, connection.local_port) {
+        // The port may have left the client leg since its connection was last noted.
+        // SAFETY: the value is read at once.
+        None => match unsafe { CONNECTIONS.get(connection) } {
+            Some(&Closed { slot, .. }) => slot,
+            None => u64::from(upstream),
+        },
+        Some(slot) => u64::from(slot),
+    };
+    // SAFETY: takes nothing.
+    let at_ns = unsafe { bpf_ktime_get_ns() };
+    // It fails only for want of memory; then the packets are counted as unattributed.
+    let _ = CONNECTIONS.insert(connection, Closed { at_ns, slot }, 0);
+}
+
+/// Returns the slot of a listening port of the target. `upstream`: the protocol's upstream slot, which is
+/// the number of its table.
+#[inline(always)]
+fn client_slot(upstream: u8, port: u16) -> Option<u8> {
+    let table = u64::from(upstream) * TABLE_BYTES as u64;
+    match slot_at(tables()?, port_entry(table, u64::from(port))) {
+        SLOT_NONE | PORT_EXCLUDED => None,
+        slot => Some(slot),
+    }
 }
 
 /// The kernel frees a packet that it could not deliver.
@@ -213,16 +266,29 @@ pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
     if !time_wait && reason != REASON_NO_SOCKET.load() {
         return 0;
     }
-    let Some(packet) = Packet::read(skb, sk) else { return 0 };
+    let known = if time_wait { Some(TCP) } else { None };
+    let Some(packet) = Packet::read(skb, sk, known) else { return 0 };
     let slot = packet.slot();
     packet.count(slot, ANSWERED_SEEN);
-    if time_wait && answered_by_ack(&packet, skb, sk) {
-        // It has timestamps if the connection had. Source: `tcp_v4_timewait_ack()`, net/ipv4/tcp_ipv4.c.
-        let timestamps = match field::<u32>(sk, TIME_WAIT_TS_RECENT.load()) {
-            0 => 0,
-            _ => TCP_TIMESTAMPS,
-        };
-        packet.count_answer(slot, ANSWERED_FOLLOWS, TCP_HEADER + timestamps);
+    let Some(last) = LAST.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a live value, of this CPU alone: packets are handled where nothing interrupts them but what
+    // handles none.
+    let last = unsafe { &mut *last };
+    if time_wait {
+        let looked_at = reason != REASON_TCP_CSUM.load() && reason != REASON_XFRM_POLICY.load();
+        if looked_at && answered_by_ack(&packet, last, skb, sk) {
+            // With timestamps if the connection had them. Source: `tcp_v4_timewait_ack()`.
+            let timestamps = match field::<u32>(sk, TIME_WAIT_TS_RECENT.load()) {
+                0 => 0,
+                _ => TCP_TIMESTAMPS,
+            };
+            packet.count_answer(slot, ANSWERED_FOLLOWS, TCP_HEADER + timestamps);
+        }
+    } else if last.icmp == skb {
+        last.icmp = 0;
+        let quoted = packet.bytes.min(ICMP_LONGEST - IPV4_HEADER as u32 - ICMP_HEADER);
+        let slot = Slot { port: PORT_SLOT_UPSTREAM_ICMP, ..slot };
+        packet.count_answer(slot, ANSWERED_SEEN, ICMP_HEADER + quoted);
     }
     0
 }
@@ -231,52 +297,58 @@ pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn count_reset(ctx: BtfTracePointContext) -> i32 {
     let (sk, skb) = (pointer(&ctx, 0), pointer(&ctx, 1));
-    let Some(packet) = Packet::read(skb, sk) else { return 0 };
+    let Some(packet) = Packet::read(skb, sk, Some(TCP)) else { return 0 };
+    let mut slot = packet.slot();
     if sk != 0 {
         if field::<u8>(sk, SOCK_STATE.load()) == TCP_TIME_WAIT {
             if let Some(last) = LAST.get_ptr_mut(0) {
-                // SAFETY: a live value, of this CPU alone, and tracepoints of packets do not interrupt
-                // each other here.
+                // SAFETY: as in `count_dropped`.
                 unsafe { (*last).reset = skb };
             }
-        } else if packet.family == IPV4 && RESET_HAS_OWNER.load() != 0 {
+        } else if (packet.family == IPV4 && RESET_HAS_OWNER.load() != 0) || !is_in_target(sk) {
             return 0;
+        } else {
+            slot.attributed = true;
         }
     }
-    packet.count_answer(packet.slot(), ANSWERED_SEEN, TCP_HEADER);
+    packet.count_answer(slot, ANSWERED_SEEN, TCP_HEADER);
     0
 }
 
-/// The kernel answers a packet with an ICMP error, IPv4 only.
+/// The kernel answers a packet with an ICMP error, IPv4 only. So does the firewall, in anybody's name:
+/// which it was shows when the packet is freed.
 #[btf_tracepoint(function = "icmp_send")]
-pub fn count_icmp(ctx: BtfTracePointContext) -> i32 {
+pub fn note_icmp(ctx: BtfTracePointContext) -> i32 {
     let (skb, kind, code): (u64, i32, i32) = (pointer(&ctx, 0), ctx.arg(1), ctx.arg(2));
-    if kind != ICMP_DEST_UNREACH || code != ICMP_PORT_UNREACH {
-        return 0;
+    if kind == ICMP_DEST_UNREACH
+        && code == ICMP_PORT_UNREACH
+        && let Some(last) = LAST.get_ptr_mut(0)
+    {
+        // SAFETY: as in `count_dropped`.
+        unsafe { (*last).icmp = skb };
     }
-    let Some(packet) = Packet::read(skb, 0) else { return 0 };
-    let slot = Slot { port: PORT_SLOT_UPSTREAM_ICMP, ..packet.slot() };
-    let quoted = packet.bytes.min(ICMP_LONGEST - IPV4_HEADER as u32 - ICMP_HEADER);
-    packet.count_answer(slot, ANSWERED_SEEN, ICMP_HEADER + quoted);
     0
 }
 
 /// Whether a TIME_WAIT socket acknowledged this packet. No tracepoint tells it: it follows from the packet.
 ///
 /// Data and FINs that are not answered by a reset are always acknowledged. Others are if they are out of the
-/// window, and not too soon after the last: the socket keeps the time. Source:
-/// `tcp_timewait_state_process()` and `tcp_oow_rate_limited()`, net/ipv4.
+/// window, and not too soon after the last: the socket keeps the time, in ticks, so of several in one tick
+/// it does not show which. A SYN that would begin a new connection, but finds no listener, is acknowledged,
+/// too. Source: `tcp_timewait_state_process()`, `tcp_oow_rate_limited()` and `tcp_v4_rcv()`, net/ipv4.
 #[inline(always)]
-fn answered_by_ack(packet: &Packet, skb: u64, sk: u64) -> bool {
-    let Some(last) = LAST.get_ptr_mut(0) else { return false };
-    // SAFETY: a live value, of this CPU alone.
-    let last = unsafe { &mut *last };
+fn answered_by_ack(packet: &Packet, last: &mut Last, skb: u64, sk: u64) -> bool {
     if last.reset == skb {
         last.reset = 0;
         return false;
     }
     if packet.flags & SYN == 0 && (packet.payload != 0 || packet.flags & FIN != 0) {
         return packet.flags & RST == 0;
+    }
+    let next: u32 = field(sk, TIME_WAIT_RCV_NXT.load());
+    let is_new = packet.sequence.wrapping_sub(next) as i32 > 0;
+    if packet.flags & (SYN | ACK | RST) == SYN && is_new {
+        return true;
     }
     // SAFETY: takes nothing.
     let now = unsafe { bpf_jiffies64() };
@@ -306,15 +378,16 @@ struct Packet {
     payload: u32,
     gso_size: u32,
     flags: u8,
+    sequence: u32,
     ifindex: u32,
     connection: Connection,
 }
 
 impl Packet {
     /// Reads the headers of a packet that has come as far as its transport protocol, if that is TCP or UDP
-    /// and it came in a namespace of the target. `sk` is its socket, or 0.
+    /// and it came in a namespace of the target. `sk` is its socket, or 0; `known` its protocol, if known.
     #[inline(always)]
-    fn read(skb: u64, sk: u64) -> Option<Self> {
+    fn read(skb: u64, sk: u64, known: Option<u8>) -> Option<Self> {
         let device: u64 = field(skb, SK_BUFF_DEV.load());
         // TCP takes the device off a packet that it gives to a full socket. Source: `tcp_v4_rcv()`.
         let (namespace, ifindex) = if device != 0 {
@@ -346,7 +419,8 @@ impl Packet {
             6 => {
                 connection.remote.copy_from_slice(&l3_header[8..24]);
                 connection.local.copy_from_slice(&l3_header[24..40]);
-                (IPV6, l3_header[6])
+                let next = known.unwrap_or_else(|| transport_of(head + l3, l3_header[6]));
+                (IPV6, next)
             }
             _ => return None,
         };
@@ -354,16 +428,13 @@ impl Packet {
         connection.remote_port = u16::from_be_bytes([l4_header[0], l4_header[1]]);
         connection.local_port = u16::from_be_bytes([l4_header[2], l4_header[3]]);
         let l3_bytes = (l4 - l3) as u32;
+        connection.protocol = u32::from(protocol);
         let (protocol, l4_bytes, flags) = match protocol {
             TCP => {
-                connection.protocol = u32::from(TCP);
                 let length = u32::from(l4_header[TCP_DATA_OFFSET] >> 4) * 4;
                 (PORT_SLOT_UPSTREAM_TCP, length, l4_header[TCP_FLAGS as usize])
             }
-            UDP => {
-                connection = udp_port(namespace, connection.local_port);
-                (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER as u32, 0)
-            }
+            UDP => (PORT_SLOT_UPSTREAM_UDP, UDP_HEADER as u32, 0),
             _ => return None,
         };
         Some(Self {
@@ -375,6 +446,7 @@ impl Packet {
             payload: bytes.saturating_sub(l3_bytes + l4_bytes),
             gso_size,
             flags,
+            sequence: u32::from_be_bytes([l4_header[4], l4_header[5], l4_header[6], l4_header[7]]),
             ifindex,
             connection,
         })
@@ -384,20 +456,16 @@ impl Packet {
     #[inline(always)]
     fn slot(&self) -> Slot {
         let own = |port| Slot { port, attributed: true };
-        let Some(tables) = tables() else { return own(self.protocol) };
-        // The tables of TCP and UDP have the numbers of their upstream slots.
-        let table = u64::from(self.protocol) * TABLE_BYTES as u64;
-        match slot_at(tables, port_entry(table, u64::from(self.connection.local_port))) {
-            SLOT_NONE => {}
-            PORT_EXCLUDED => return own(self.protocol),
-            slot => return own(slot),
+        if let Some(slot) = client_slot(self.protocol, self.connection.local_port) {
+            return own(slot);
         }
-        // SAFETY: the value is read at once; a torn one would be a time that is a little off.
-        if let Some(&closed) = unsafe { CONNECTIONS.get(&self.connection) } {
-            // SAFETY: takes nothing.
-            let now = unsafe { bpf_ktime_get_ns() };
-            if now.wrapping_sub(closed) < REMEMBERED_NS {
-                return own(self.protocol);
+        if let Some(slot) = remembered(&self.connection, REMEMBERED_NS) {
+            return own(slot);
+        }
+        if self.protocol == PORT_SLOT_UPSTREAM_UDP {
+            let port = udp_port(self.connection.namespace, self.connection.local_port);
+            if let Some(slot) = remembered(&port, PORT_REMEMBERED_NS) {
+                return own(slot);
             }
         }
         Slot { port: self.protocol, attributed: false }
@@ -437,10 +505,13 @@ impl Packet {
 
     #[inline(always)]
     fn add(&self, slot: Slot, kind: usize, direction: u32, added: &Sums) {
-        let kind = if slot.attributed { kind } else { ANSWERED_UNATTRIBUTED };
-        let Some(tables) = tables() else { return };
-        let interface = slot_of_interface(tables, self.ifindex);
-        let element = (kind * INTERFACE_SLOTS) as u32 + interface;
+        // What may be anybody's has one element, so that it takes no slot from the target's interfaces.
+        let element = if slot.attributed {
+            let Some(tables) = tables() else { return };
+            (kind * INTERFACE_SLOTS) as u32 + slot_of_interface(tables, self.ifindex)
+        } else {
+            ANSWERED_UNATTRIBUTED as u32
+        };
         let Some(cells) = ANSWERED.get_ptr_mut(element) else { return };
         let index = cell_index(direction, u32::from(slot.port), self.family);
         let index = masked::<{ CELLS_PER_INTERFACE as u64 - 1 }>(index as u64) as usize;
@@ -459,6 +530,31 @@ impl Packet {
             unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell, added.split_bytes) };
         }
     }
+}
+
+/// Returns where a connection was counted that was closed at most so long ago.
+#[inline(always)]
+fn remembered(connection: &Connection, longest_ns: u64) -> Option<u8> {
+    // SAFETY: the value is read at once; a torn one would be a time that is a little off.
+    let &Closed { at_ns, slot } = unsafe { CONNECTIONS.get(connection) }?;
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    (now.wrapping_sub(at_ns) < longest_ns).then_some(slot as u8)
+}
+
+/// Returns the transport protocol behind the extension headers of an IPv6 packet.
+#[inline(always)]
+fn transport_of(l3: u64, first: u8) -> u8 {
+    let (mut next, mut at) = (first, l3 + IPV6_HEADER as u64);
+    for _ in 0..EXTENSION_HEADERS {
+        if next == TCP || next == UDP || !is_extension(next) {
+            break;
+        }
+        let header: [u8; 2] = field(at, 0);
+        at += extension_bytes(next, header[1]) as u64;
+        next = header[0];
+    }
+    next
 }
 
 /// Returns the inode of a socket's network namespace.
@@ -492,15 +588,15 @@ fn is_in_target(sk: u64) -> bool {
     false
 }
 
-/// Returns the addresses and ports of a TCP socket.
+/// Returns the addresses and ports of a socket.
 #[inline(always)]
-fn connection_of(sk: u64, namespace: u32) -> Connection {
+fn connection_of(sk: u64, namespace: u32, protocol: u8) -> Connection {
     // Closing has given `skc_num` back already; this one stays.
     let local_port = u16::from_be(field(sk, INET_SPORT.load()));
     let remote_port = u16::from_be(field(sk, SOCK_DPORT.load()));
     let mut connection = Connection {
         namespace,
-        protocol: u32::from(TCP),
+        protocol: u32::from(protocol),
         local_port,
         remote_port,
         ..Connection::ZERO

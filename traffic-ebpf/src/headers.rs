@@ -36,7 +36,7 @@ pub const TCP_DATA_OFFSET: usize = 12;
 /// Offset of the byte that holds the flags of a TCP header.
 pub const TCP_FLAGS: u64 = 13;
 /// More extension headers than any packet carries that a socket sends or accepts.
-const EXTENSION_HEADERS: u32 = 8;
+pub const EXTENSION_HEADERS: u32 = 8;
 /// Hop-by-hop option "jumbo payload". Source: RFC 2675.
 const OPTION_JUMBO: u8 = 0xc2;
 /// Bytes of the extension header with that option.
@@ -217,16 +217,35 @@ fn parse_ipv4(data: usize, end: usize) -> Option<Headers> {
     transport(data + l3, end, l3 as u64, protocol, IPV4)
 }
 
+/// Whether a header is one of IPv6's own, with another one behind it.
+#[inline(always)]
+pub fn is_extension(header: u8) -> bool {
+    matches!(
+        header,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
+    )
+}
+
+/// Returns the length of an extension header, of which `units` is the second byte.
+///
+/// Source: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
+#[inline(always)]
+pub fn extension_bytes(header: u8, units: u8) -> usize {
+    let units = usize::from(units);
+    match header {
+        FRAGMENT => 8,
+        AUTHENTICATION => (units + 2) * 4,
+        _ => (units + 1) * 8,
+    }
+}
+
 /// Walks the extension headers.
 #[inline(always)]
 fn parse_ipv6(data: usize, end: usize, gso_size: u32) -> Option<Headers> {
     let mut next = read::<IPV6_HEADER>(data, end)?[6];
     let mut l3 = IPV6_HEADER;
     for _ in 0..EXTENSION_HEADERS {
-        if !matches!(
-            next,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
-        ) {
+        if !is_extension(next) {
             break;
         }
         let header = read::<8>(data + l3, end)?;
@@ -240,12 +259,7 @@ fn parse_ipv6(data: usize, end: usize, gso_size: u32) -> Option<Headers> {
         if next == FRAGMENT && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
             return transport(data + l3 + 8, end, l3 as u64 + 8, FRAGMENT, IPV6);
         }
-        // Source of the units: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
-        l3 += match next {
-            FRAGMENT => 8,
-            AUTHENTICATION => (units + 2) * 4,
-            _ => (units + 1) * 8,
-        };
+        l3 += extension_bytes(next, header[1]);
         next = header[0];
     }
     transport(data + l3, end, l3 as u64, next, IPV6)

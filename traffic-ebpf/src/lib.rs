@@ -180,10 +180,11 @@ const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOT
 pub const ANSWERED_SEEN: usize = 0;
 /// Answers that no tracepoint shows, but that follow from a packet that one showed.
 pub const ANSWERED_FOLLOWS: usize = 1;
-/// Packets of the target's network namespaces that may be anybody's.
-pub const ANSWERED_UNATTRIBUTED: usize = 2;
+/// The last element of the map `ANSWERED`: packets of the target's network namespaces that may be anybody's,
+/// on whatever interface.
+pub const ANSWERED_UNATTRIBUTED: usize = 2 * INTERFACE_SLOTS;
 /// Elements of the map `ANSWERED`.
-pub const ANSWERED_ELEMENTS: usize = 3 * INTERFACE_SLOTS;
+pub const ANSWERED_ELEMENTS: usize = ANSWERED_UNATTRIBUTED + 1;
 
 /// Capacity of the map `NAMESPACES`.
 pub const MOST_NAMESPACES: u32 = 64;
@@ -229,7 +230,7 @@ impl Connection {
 
 /// Where the programs find the fields of the kernel's structures that they read: the name of the constant,
 /// the structure, and the path to the member. The agent fills them in from the running kernel's BTF.
-pub const OFFSETS: [(&str, &str, &str); 29] = [
+pub const OFFSETS: [(&str, &str, &str); 30] = [
     ("SK_BUFF_LEN", "sk_buff", "len"),
     ("SK_BUFF_HEAD", "sk_buff", "head"),
     ("SK_BUFF_DATA", "sk_buff", "data"),
@@ -257,6 +258,7 @@ pub const OFFSETS: [(&str, &str, &str); 29] = [
     ("CGROUP_ANCESTORS", "cgroup", "ancestors"),
     ("CGROUP_KN", "cgroup", "kn"),
     ("KERNFS_ID", "kernfs_node", "id"),
+    ("TIME_WAIT_RCV_NXT", "sock_common", "skc_tw_rcv_nxt"),
     ("TIME_WAIT_TS_RECENT", "tcp_timewait_sock", "tw_ts_recent"),
     ("TIME_WAIT_LAST_ACK", "tcp_timewait_sock", "tw_last_oow_ack_time"),
 ];

@@ -74,11 +74,31 @@ fn received_again(sk: *mut bpf_sock, sequence: u32, payload: u32) -> u32 {
     }
     // SAFETY: `stored` is not null, as just checked: the live value of this socket.
     let (lock, received) = unsafe { (&raw mut (*stored).lock, &raw mut (*stored).received) };
+    // SAFETY: as above; what another CPU does at this moment shows when the lock is held.
+    let socket = if unsafe { (*received).is_new() } { so_far(sk) } else { None };
     // SAFETY: a lock in a live map value, which this program does not hold.
     unsafe { bpf_spin_lock(lock) };
     // SAFETY: nobody else touches it while the lock is held.
-    let again = unsafe { (*received).take(sequence, payload) };
+    let again = unsafe {
+        if let Some((next, bytes)) = socket {
+            (*received).begin(sequence, next, bytes);
+        }
+        (*received).take(sequence, payload)
+    };
     // SAFETY: held since above.
     unsafe { bpf_spin_unlock(lock) };
     again
+}
+
+/// What a socket has received before its first packet here: what completed its handshake, and what came
+/// before the program was attached. The next number that it expects, and its bytes.
+#[inline(always)]
+fn so_far(sk: *mut bpf_sock) -> Option<(u32, u64)> {
+    // SAFETY: `sk` is not null, as the callers have checked.
+    let tcp = unsafe { bpf_tcp_sock(sk) };
+    if tcp.is_null() {
+        return None;
+    }
+    // SAFETY: `tcp` is not null, as just checked.
+    Some(unsafe { ((*tcp).rcv_nxt, (*tcp).bytes_received) })
 }

@@ -28,12 +28,34 @@ impl Received {
     /// last; later, a sequence number may mean either.
     const FIRST_IS_KNOWN: u64 = 1 << 30;
 
+    /// A packet that is farther ahead was not sent by the peer: no window is larger. Source: RFC 7323,
+    /// section 2.3.
+    const LARGEST_WINDOW: i32 = 1 << 30;
+
+    /// Whether nothing was taken yet.
+    #[inline(always)]
+    pub const fn is_new(&self) -> bool {
+        self.payload == 0
+    }
+
+    /// Begins with what the socket has received already, `bytes` up to `next`, if nothing was taken yet.
+    ///
+    /// Not if the first packet, at `sequence`, is ahead of the socket, which then has others to take
+    /// before: they would seem to be missing for ever.
+    #[inline(always)]
+    pub fn begin(&mut self, sequence: u32, next: u32, bytes: u64) {
+        if self.is_new() && bytes != 0 && next.wrapping_sub(sequence) as i32 >= 0 {
+            let first = next.wrapping_sub(bytes as u32);
+            *self = Self { payload: bytes, span: bytes, told: 0, first, end: next };
+        }
+    }
+
     /// Takes a packet with `payload` bytes at `sequence`, and returns how many bytes are now known to
     /// have come again and were not told before.
     #[inline(always)]
     pub fn take(&mut self, sequence: u32, payload: u32) -> u32 {
         let end = sequence.wrapping_add(payload);
-        if self.payload == 0 {
+        if self.is_new() {
             *self = Self {
                 payload: payload as u64,
                 span: payload as u64,
@@ -43,8 +65,11 @@ impl Received {
             };
             return 0;
         }
-        self.payload += payload as u64;
         let beyond = end.wrapping_sub(self.end) as i32;
+        if beyond > Self::LARGEST_WINDOW {
+            return 0;
+        }
+        self.payload += payload as u64;
         if beyond > 0 {
             self.span += beyond as u64;
             self.end = end;
@@ -98,6 +123,23 @@ mod tests {
         // 0..100, hole, 200..300 twice: 100 repeated, 100 missing. The hole closes: 100.
         assert_eq!(told(&[(0, 100), (200, 100), (200, 100)]), 0);
         assert_eq!(told(&[(0, 100), (200, 100), (200, 100), (100, 100)]), 100);
+    }
+
+    #[test]
+    fn what_the_socket_had_before_is_known() {
+        // 150 bytes completed the handshake; 100 of them come again, then new ones.
+        let mut received = Received::default();
+        received.begin(1050, 1150, 150);
+        assert_eq!((received.take(1050, 100), received.take(1150, 100)), (100, 0));
+        // What waits for the socket still is not missing.
+        let mut behind = Received::default();
+        behind.begin(5000, 1150, 150);
+        assert_eq!((behind.take(5000, 100), behind.take(5000, 100)), (0, 100));
+    }
+
+    #[test]
+    fn number_that_no_peer_sends_hides_nothing() {
+        assert_eq!(told(&[(0, 100), (2_000_000_000, 100), (0, 100)]), 100);
     }
 
     #[test]

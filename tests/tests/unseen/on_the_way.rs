@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use traffic_agent::report::Direction;
 use traffic_lab::handmade::{FarEnd, Side};
-use traffic_lab::packet::Direction::Egress;
 use traffic_lab::packet::{Family, ICMP, ICMPV6, RST};
 use traffic_lab::topology::addresses;
 use traffic_lab::{Filter, Stack};
@@ -114,8 +113,8 @@ fn what_the_firewall_refuses_is_unseen_with_its_answer() -> Result<()> {
         let class = Class::of(|_| true)
             .ingress([syn(family), datagram])
             .egress([reset(family), ip_header(family) + 8 + datagram])
-            // An ICMP error has a tracepoint, whoever sends it, and quotes a port of the proxy.
-            .traced(|packet| packet.direction == Egress && packet.headers.protocol == ICMP);
+            // The ICMP error has a tracepoint, but the firewall sent it, in anybody's name.
+            .traced(|_| false);
         class.assert_in(&counting.finish()?, &[tcp(PORT), udp(PORT)]);
     }
     Ok(())

@@ -4,16 +4,19 @@
 //! cgroups and network namespaces, and look away from everything else.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData},
+    maps::{Array, HashMap, MapData, MapError},
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSock},
 };
-use traffic_ebpf::{ANSWERED_ELEMENTS, Cell, MOST_CONNECTIONS, OFFSETS};
+use traffic_ebpf::{
+    ANSWERED_ELEMENTS, Cell, MOST_CGROUPS, MOST_CONNECTIONS, MOST_NAMESPACES, OFFSETS,
+};
 
 use super::{
     Element, Error,
@@ -27,7 +30,7 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("count_dropped", "kfree_skb"),
 ];
 /// Since 6.11, as `tcp_send_reset` for packets without a socket; without it ICMP answers are not counted.
-const ICMP: (&str, &str) = ("count_icmp", "icmp_send");
+const ICMP: (&str, &str) = ("note_icmp", "icmp_send");
 const REMEMBER_UDP: &str = "remember_udp";
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -44,6 +47,9 @@ pub enum Unavailable {
     /// `kfree_skb` tells the socket since 6.11.
     #[error("its tracepoints do not say for which socket a packet was; Linux 6.11 or later does")]
     NoSocketArgument,
+    /// The target is made of more cgroups or network namespaces than the maps have room for.
+    #[error("the target has more than {0} cgroups or network namespaces")]
+    TooMany(u32),
     /// The kernel refused a program.
     #[error("the kernel refused {program}")]
     Refused {
@@ -75,7 +81,7 @@ fn refused(program: &'static str, source: Cause) -> Unavailable {
 /// What the programs must know of the running kernel: constants at load.
 pub(super) struct Layout {
     offsets: Vec<(&'static str, u32)>,
-    reason_no_socket: u32,
+    reasons: [(&'static str, u32); 3],
     reset_has_owner: u32,
     has_icmp: bool,
 }
@@ -92,20 +98,24 @@ impl Layout {
             .iter()
             .map(|&(name, structure, member)| Ok((name, btf.offset(structure, member)?)))
             .collect::<Result<_, btf::Error>>()?;
+        let reason = |name| btf.enumerator("skb_drop_reason", name);
         Ok(Self {
             offsets,
-            reason_no_socket: btf.enumerator("skb_drop_reason", "SKB_DROP_REASON_NO_SOCKET")?,
-            reset_has_owner: btf.has_parameter("ip_send_unicast_reply", "orig_sk").into(),
+            reasons: [
+                ("REASON_NO_SOCKET", reason("SKB_DROP_REASON_NO_SOCKET")?),
+                ("REASON_TCP_CSUM", reason("SKB_DROP_REASON_TCP_CSUM")?),
+                ("REASON_XFRM_POLICY", reason("SKB_DROP_REASON_XFRM_POLICY")?),
+            ],
+            reset_has_owner: btf.has_parameter("ip_send_unicast_reply", "orig_sk")?.into(),
             has_icmp: btf.tracepoint_arguments(ICMP.1).is_some(),
         })
     }
 
     /// Sets the constants.
     pub(super) fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        for (name, offset) in &self.offsets {
-            loader.override_global(name, offset, true);
+        for (name, number) in self.offsets.iter().chain(&self.reasons) {
+            loader.override_global(name, number, true);
         }
-        loader.override_global("REASON_NO_SOCKET", &self.reason_no_socket, true);
         loader.override_global("RESET_HAS_OWNER", &self.reset_has_owner, true);
     }
 }
@@ -144,7 +154,8 @@ impl Answered {
         self.layout.as_ref().err()
     }
 
-    /// Takes the sockets of a cgroup and of those below it for the target's.
+    /// Takes the sockets of a cgroup and of those below it for the target's. Not for the root: there the hook
+    /// itself sees what the kernel answers in nobody's name.
     ///
     /// What the kernel refuses is remembered as the reason and no error: the hook counts without it.
     pub(super) fn attach(
@@ -154,24 +165,51 @@ impl Answered {
         id: u64,
     ) -> Result<(), Error> {
         let Ok(layout) = &self.layout else { return Ok(()) };
-        self.cgroups.insert(id, 1, 0).map_err(map_error("CGROUPS"))?;
+        let has_icmp = layout.has_icmp;
+        if let Err(source) = self.cgroups.insert(id, 1, 0) {
+            return self.refuse(source, "CGROUPS", MOST_CGROUPS);
+        }
         let attached = if self.is_attached {
             Ok(())
         } else {
             self.is_attached = true;
-            attach_tracepoints(ebpf, layout.has_icmp)
+            attach_tracepoints(ebpf, has_icmp)
         };
         if let Err(refused) = attached.and_then(|()| attach_release(ebpf, directory)) {
+            // Nobody would read what the others count.
+            unload(ebpf);
             self.layout = Err(refused);
         }
         Ok(())
     }
 
-    /// Takes a network namespace for one of the target's: what came there may be for it.
-    pub fn add_namespace(&mut self, inode: u64) -> Result<(), Error> {
-        // Inodes of namespaces are 32-bit numbers. Source: `struct ns_common`, include/linux/ns_common.h.
-        let Ok(inode) = u32::try_from(inode) else { return Ok(()) };
-        self.namespaces.insert(inode, 1, 0).map_err(map_error("NAMESPACES"))
+    /// Takes these network namespaces, by their inodes, for the target's, and no others: what comes there
+    /// may be for it.
+    pub fn set_namespaces(&mut self, inodes: &[u64]) -> Result<(), Error> {
+        // They are 32-bit numbers. Source: `struct ns_common`, include/linux/ns_common.h.
+        let wanted: BTreeSet<u32> =
+            inodes.iter().filter_map(|&inode| u32::try_from(inode).ok()).collect();
+        let known: BTreeSet<u32> =
+            self.namespaces.keys().collect::<Result<_, _>>().map_err(map_error("NAMESPACES"))?;
+        for left in known.difference(&wanted) {
+            self.namespaces.remove(left).map_err(map_error("NAMESPACES"))?;
+        }
+        for &inode in wanted.difference(&known) {
+            if let Err(source) = self.namespaces.insert(inode, 1, 0) {
+                return self.refuse(source, "NAMESPACES", MOST_NAMESPACES);
+            }
+        }
+        Ok(())
+    }
+
+    /// A full map is no error: the hook counts without it.
+    fn refuse(&mut self, source: MapError, map: &'static str, most: u32) -> Result<(), Error> {
+        let error = map_error(map)(source);
+        if error.errno() != Some(libc::E2BIG) {
+            return Err(error);
+        }
+        self.layout = Err(Unavailable::TooMany(most));
+        Ok(())
     }
 
     /// Adds what was counted to the end of a sample: [`ANSWERED_ELEMENTS`] elements.
@@ -192,7 +230,9 @@ impl Answered {
     /// How often a program was not run because it was running on that CPU already; `None` where the kernel
     /// does not say.
     pub(super) fn missed(&self, ebpf: &Ebpf) -> Option<u64> {
-        let misses = PROGRAMS.iter().map(|(name, _)| {
+        let has_icmp = self.layout.as_ref().is_ok_and(|layout| layout.has_icmp);
+        let programs = PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP));
+        let misses = programs.map(|(name, _)| {
             let program: &BtfTracePoint = ebpf.program(name)?.try_into().ok()?;
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
             // Since 5.12. Source: `bpf_prog_show_fdinfo()`, kernel/bpf/syscall.c.
@@ -219,6 +259,17 @@ fn attach_tracepoints(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable
     Ok(())
 }
 
+fn unload(ebpf: &mut Ebpf) {
+    for (name, _) in PROGRAMS.into_iter().chain([ICMP]) {
+        let program: Option<&mut BtfTracePoint> =
+            ebpf.program_mut(name).and_then(|program| program.try_into().ok());
+        if let Some(program) = program {
+            // It fails only for one that was not loaded.
+            let _ = program.unload();
+        }
+    }
+}
+
 fn attach_release(ebpf: &mut Ebpf, directory: &fs::File) -> Result<(), Unavailable> {
     let mut attach = || -> Result<(), Cause> {
         let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
@@ -236,6 +287,6 @@ fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Error> {
     ebpf.take_map(name).ok_or(Error::Foreign { kind: "map", name })
 }
 
-fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> Error {
+fn map_error(map: &'static str) -> impl Fn(MapError) -> Error {
     move |source| Error::Map { action: "use", map, source }
 }

@@ -239,8 +239,7 @@ impl Counter {
             layout.set(&mut loader);
         }
         let mut ebpf = loader
-            // The program uses no type of the running kernel; parsing its BTF takes longer than all
-            // the rest.
+            // Nothing is to be relocated against the types of the running kernel.
             .btf(None)
             .map_max_entries(trace::PACKET_RECORDS, trace::ring_bytes(options.trace_packets))
             .override_global("TRACE_PACKETS", &options.trace_packets, true)

@@ -4,7 +4,7 @@ use traffic_ebpf::INTERFACE_SLOT_OTHER;
 
 use crate::kernel::Unavailable;
 use crate::ledger;
-use crate::report::{CellReport, Directions, Finding, Leg, Severity};
+use crate::report::{CellReport, Directions, Family, Finding, Leg, Origin, Protocol, Severity};
 use crate::target::Cgroup;
 
 /// The classes and their sizes are those of docs/accounting.md.
@@ -47,23 +47,43 @@ pub(super) fn syn_cookies(sent: u64) -> Option<Finding> {
             "the kernel answered {sent} SYNs with a cookie: these answers have no socket and are not \
              counted, 60 bytes each on IPv4, 80 on IPv6"
         ),
-        remedy: "more connections came than the listener's queue holds: a flood, or a queue that is \
-                 too short (net.core.somaxconn)"
+        remedy: "more connections came than a listener's queue holds, the target's or another's in its \
+                 network namespace: a flood, or a queue that is too short (net.core.somaxconn)"
             .to_owned(),
-        incomplete: true,
+        incomplete: false,
     })
 }
 
 /// Events during which the program was running already: the kernel leaves them out.
 pub(super) fn answers_missed(missed: u64) -> Option<Finding> {
     (missed > 0).then(|| Finding {
-        severity: Severity::Info,
+        severity: Severity::Warning,
         code: "kernel-answers-missed",
         message: format!(
-            "{missed} packets without a socket came while another was being looked at: some of them \
-             may have been the target's"
+            "{missed} events of this host, among them perhaps packets for the target that met no socket, \
+             came while another one was being looked at, and were not"
         ),
         remedy: "nothing; so many packets at most are missing".to_owned(),
+        incomplete: true,
+    })
+}
+
+/// ICMPv6 has no tracepoint, and the kernel sends no more than some: how many, nothing tells.
+pub(super) fn icmpv6_not_counted(cells: &[CellReport]) -> Option<Finding> {
+    let datagrams = ledger::sum(cells, |cell| {
+        cell.origin != Origin::Socket
+            && cell.protocol == Protocol::Udp
+            && cell.family == Family::Ipv6
+    });
+    let datagrams = datagrams.ingress.wire_packets;
+    (datagrams > 0).then(|| Finding {
+        severity: Severity::Info,
+        code: "icmpv6-answers-not-counted",
+        message: format!(
+            "{datagrams} IPv6 datagrams for the target met no socket; what the kernel answered with is not \
+             counted: at most as many packets, of up to 1280 bytes each"
+        ),
+        remedy: "nothing; it sends about one a second to an address".to_owned(),
         incomplete: false,
     })
 }
