@@ -24,7 +24,7 @@ const APPLETS: [&str; 9] =
 /// Begins the lines with which the guest's script says how far it is.
 const MARK: &str = "guest:";
 /// All is over long before, or never.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// What is booted, and what runs then.
 pub struct Guest<'a> {
     pub version: Version,
@@ -85,6 +85,7 @@ impl Guest<'_> {
             }
         }
         root.program("bin/traffic-agent", &self.programs.agent)?;
+        root.program("bin/verifier", &self.programs.verifier)?;
         // Where a test looks for its helper: one directory above its own.
         root.program("t/traffic-tests", &self.programs.helper)?;
         for (name, program) in &self.programs.tests {
@@ -112,8 +113,10 @@ impl Guest<'_> {
             // By way of a file, because the console is a terminal, which is drawn on.
             let _ = writeln!(script, "cat /tmp/output; echo {MARK} {name} ended with $code");
         };
-        if self.filter.is_none_or(|filter| "selftest".contains(filter)) {
-            step("selftest", "traffic-agent selftest >/tmp/output 2>&1");
+        for (name, command) in [("verifier", "verifier"), ("selftest", "traffic-agent selftest")] {
+            if self.filter.is_none_or(|filter| name.contains(filter)) {
+                step(name, &format!("{command} >/tmp/output 2>&1"));
+            }
         }
         let mut arguments = String::from("--test-threads=1 --show-output");
         if let Some(filter) = self.filter {
@@ -188,7 +191,7 @@ impl Said {
         match words.split_whitespace().collect::<Vec<_>>().as_slice() {
             ["done"] => self.done = true,
             [_, "begins"] => self.result_seen = false,
-            ["selftest", "ended", "with", code] => {
+            ["verifier" | "selftest", "ended", "with", code] => {
                 let one = u64::from(*code == "0");
                 self.tally.add(Tally { passed: one, failed: 1 - one, ignored: 0 });
             }
