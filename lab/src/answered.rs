@@ -19,8 +19,11 @@ pub enum Cause {
     ClosedPort,
     /// The proxy had sent its FIN, the peer had acknowledged it: the socket is a TIME_WAIT one.
     TimeWait,
-    /// The proxy had already reset the connection: there is no socket.
+    /// The proxy had opened the connection and already reset it: there is no socket.
     AfterReset,
+    /// The peer had opened the connection and the proxy reset it: the listener takes what comes, if it
+    /// is still there. The hook sees that, and on IPv4, since 6.13, the reset, too.
+    Listener,
     /// The proxy had sent its FIN, but not yet got it acknowledged: an orphan, still a full socket.
     /// The hook sees the trigger, and since 6.13 the reset, too.
     Orphan,
@@ -60,13 +63,18 @@ pub struct AnsweredByKernel {
     pub time_wait: Vec<TimeWaitCandidate>,
     /// What reached a connection that was over, and was dropped without an answer; ingress.
     pub silent: Vec<Packet>,
+    /// Acknowledgements and resets that came behind that of the proxy's FIN and before the peer's;
+    /// ingress. As with [`TimeWaitCandidate`], a TIME_WAIT socket dropped them if the proxy had
+    /// `close()`d, and a full one took them if it had shut down one side. And resets that came to
+    /// a listener, if it was still there.
+    pub perhaps_silent: Vec<Packet>,
     /// What a TIME_WAIT socket repeated for a connection that was over; egress.
     pub repeated: Vec<Packet>,
 }
 
 impl AnsweredByKernel {
     /// All packets to the proxy that certainly passed no hook: the triggers of all causes but
-    /// [`Cause::Orphan`], and the silent ones.
+    /// [`Cause::Orphan`] and [`Cause::Listener`], and the silent ones.
     pub fn ingress(&self) -> Sum {
         Sum::of(self.without_socket().flat_map(|reset| &reset.triggers).chain(&self.silent))
     }
@@ -87,7 +95,8 @@ impl AnsweredByKernel {
     }
 
     fn without_socket(&self) -> impl Iterator<Item = &KernelReset> {
-        self.resets.iter().filter(|reset| reset.cause != Cause::Orphan)
+        let has_socket = |cause| matches!(cause, Cause::Orphan | Cause::Listener);
+        self.resets.iter().filter(move |reset| !has_socket(reset.cause))
     }
 }
 
@@ -102,6 +111,7 @@ pub fn classify(trace: &Trace) -> AnsweredByKernel {
         if tcp.has(SYN) && !tcp.has(ACK) && connection.syn != Some(tcp.sequence) {
             std::mem::take(connection).finish(&mut found);
             connection.syn = Some(tcp.sequence);
+            connection.accepted = packet.direction == Direction::Ingress;
         }
         match packet.direction {
             Direction::Ingress => connection.ingress(packet, &mut found),
@@ -121,6 +131,8 @@ pub fn classify(trace: &Trace) -> AnsweredByKernel {
 struct Connection<'t> {
     /// Number of the SYN that began it.
     syn: Option<u32>,
+    /// The peer sent that.
+    accepted: bool,
     /// Number behind the proxy's FIN.
     proxy_fin: Option<u32>,
     /// The peer has acknowledged the proxy's FIN.
@@ -150,7 +162,9 @@ impl<'t> Connection<'t> {
 
     fn ingress(&mut self, packet: &'t Packet, found: &mut AnsweredByKernel) {
         let Some(tcp) = packet.headers.tcp else { return };
-        let cause = if self.reset {
+        let cause = if self.reset && self.accepted {
+            Cause::Listener
+        } else if self.reset {
             Cause::AfterReset
         } else if self.proxy_fin_acknowledged {
             Cause::TimeWait
@@ -240,11 +254,17 @@ impl<'t> Connection<'t> {
         found.time_wait.retain(|candidate| {
             !resets.iter().any(|(_, reset)| reset.triggers.contains(&candidate.fin))
         });
-        let gone = self.ingress.iter().filter(|(packet, cause, over)| {
-            let reset = packet.headers.tcp.is_some_and(|tcp| tcp.has(RST));
-            *over || (reset && *cause == Cause::AfterReset)
-        });
-        found.silent.extend(gone.map(|(packet, ..)| **packet));
+        for &(packet, cause, over) in &self.ingress {
+            let has = |flag| packet.headers.tcp.is_some_and(|tcp| tcp.has(flag));
+            if over || (has(RST) && cause == Cause::AfterReset) {
+                found.silent.push(*packet);
+                continue;
+            }
+            let is_empty = packet.headers.payload_bytes == 0 && !has(FIN);
+            if (cause == Cause::TimeWait && is_empty) || (cause == Cause::Listener && has(RST)) {
+                found.perhaps_silent.push(*packet);
+            }
+        }
         found.resets.extend(resets.into_iter().map(|(_, reset)| reset));
     }
 
@@ -333,6 +353,20 @@ mod tests {
     }
 
     #[test]
+    fn an_acknowledgement_between_both_fins_may_have_met_time_wait() {
+        let (again, reset) =
+            (packet(Ingress, ACK, 1001, 5002, 0), packet(Ingress, RST, 1001, 0, 0));
+        let found = with(&[
+            packet(Egress, ACK | FIN, 5001, 1001, 0),
+            packet(Ingress, ACK, 1001, 5002, 0),
+            again,
+            reset,
+        ]);
+        assert_eq!(found.perhaps_silent, [again, reset]);
+        assert_eq!((found.ingress(), found.silent), (Sum::default(), vec![]));
+    }
+
+    #[test]
     fn data_after_the_end_is_answered_by_a_bare_reset() {
         let late = packet(Ingress, ACK, 1001, 5002, 8);
         let reset = packet(Egress, RST, 5002, 0, 0);
@@ -382,23 +416,42 @@ mod tests {
         assert_eq!(found.ingress().l3_bytes, 3000);
     }
 
-    #[test]
-    fn packets_in_flight_when_the_proxy_resets_are_answered_one_by_one() {
-        // The socket's own reset has ACK and is counted; the two acknowledgements in flight are not.
+    /// The proxy's reset, and what was in flight to it, answered one by one; then the peer's reset.
+    fn reset_in_flight() -> Vec<Packet> {
         let flight = packet(Ingress, ACK, 1101, 5001, 0);
-        let found = with(&[
+        vec![
             packet(Ingress, ACK, 1001, 5001, 100),
+            // The socket's own has ACK.
             packet(Egress, RST | ACK, 5001, 1101, 0),
             flight,
             flight,
             packet(Egress, RST, 5001, 0, 0),
             packet(Egress, RST, 5001, 0, 0),
             packet(Ingress, RST, 1101, 0, 0),
-        ]);
+        ]
+    }
+
+    #[test]
+    fn packets_in_flight_when_the_proxy_resets_its_connection_are_answered_one_by_one() {
+        let opened = [
+            packet(Egress, SYN, 5000, 0, 0),
+            packet(Ingress, SYN | ACK, 1000, 5001, 0),
+            packet(Egress, ACK, 5001, 1001, 0),
+        ];
+        let found = classify(&trace([&opened[..], &reset_in_flight()].concat()));
         assert_eq!(found.resets.len(), 2);
         assert!(found.resets.iter().all(|reset| reset.cause == Cause::AfterReset));
         assert_eq!((found.ingress().packets, found.egress().packets), (3, 2));
         assert_eq!(found.silent.len(), 1);
+    }
+
+    #[test]
+    fn what_comes_for_a_connection_that_the_proxy_had_accepted_and_reset_meets_its_listener() {
+        let found = with(&reset_in_flight());
+        assert_eq!(found.resets.len(), 2);
+        assert!(found.resets.iter().all(|reset| reset.cause == Cause::Listener));
+        assert_eq!((found.ingress(), found.egress()), (Sum::default(), Sum::default()));
+        assert_eq!(found.perhaps_silent.len(), 1);
     }
 
     #[test]

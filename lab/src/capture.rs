@@ -142,20 +142,7 @@ impl Ring {
         // SAFETY: a fresh mapping at an address of the kernel's choice; the length is the ring's.
         let slots = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &socket, 0) }?;
         let ring = Self { socket, slots, next: 0 };
-        // SAFETY: every bit pattern is a valid `sockaddr_ll`.
-        let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        address.sll_ifindex = index as i32;
-        // SAFETY: the pointer and the length are those of a live `sockaddr_ll`.
-        let bound = unsafe {
-            libc::bind(
-                ring.socket.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of_val(&address) as libc::socklen_t,
-            )
-        };
-        Errno::result(bound).context("bind")?;
+        bind_to_device(&ring.socket, index)?;
         Ok(ring)
     }
 
@@ -245,6 +232,24 @@ impl Drop for Ring {
         // SAFETY: the mapping was made with this length and nothing points into it any more.
         let _ = unsafe { munmap(self.slots, SLOTS * SLOT_BYTES) };
     }
+}
+
+/// Makes a packet socket take every frame of a device, by its index.
+pub(crate) fn bind_to_device(socket: &OwnedFd, index: u32) -> Result<()> {
+    // SAFETY: every bit pattern is a valid `sockaddr_ll`.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_ifindex = index as i32;
+    // SAFETY: the pointer and the length are those of a live `sockaddr_ll`.
+    let bound = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+    };
+    Errno::result(bound).map(drop).context("bind")
 }
 
 /// setsockopt at the level of packet sockets.

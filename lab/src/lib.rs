@@ -1,6 +1,6 @@
 //! What the demo and the kernel tests share, and nothing of the product: network namespaces and links
-//! ([`topology`]), cgroups, a capture that yields exact sums, a relay to be measured, and workloads
-//! that drive it.
+//! ([`topology`]), cgroups, a capture that yields exact sums, a relay to be measured, workloads that
+//! drive it, and far ends that are made by hand ([`handmade`]).
 //!
 //! It needs root and a kernel, and no program beside itself: a minimal Debian has no `ip`, `ethtool`
 //! or `tcpdump`. Every guard undoes in `Drop` what it made; what a killed run leaves is either bound
@@ -9,6 +9,8 @@
 pub mod answered;
 pub mod capture;
 pub mod cgroup;
+pub mod crafted;
+pub mod handmade;
 pub mod kernel;
 pub mod link;
 pub mod namespace;

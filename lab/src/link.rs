@@ -17,6 +17,7 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::namespace::Namespace;
+use crate::offload;
 
 /// One end of a veth pair: where it is, what it is called, and its addresses with prefix lengths.
 #[derive(Debug, Clone, Copy)]
@@ -32,20 +33,28 @@ pub struct End<'a> {
 /// The last octet of the next pair's hardware address.
 static NEXT_PAIR: AtomicU8 = AtomicU8::new(1);
 
-/// Makes a veth pair, gives both ends their addresses and brings both up.
+/// Makes a veth pair, gives both ends their addresses and brings both up. Packets pass on return.
 ///
 /// It ends with either namespace.
 pub fn connect(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
+    connect_as(a, b, mtu, 0)
+}
+
+/// The same with a number for both devices; 0 leaves it to the kernel.
+pub fn connect_as(a: End<'_>, b: End<'_>, mtu: u32, number: u32) -> Result<()> {
     // Locally administered; one for both ends, see the head of this file.
     let address = vec![0x02, 0x77, 0, 0, 0, NEXT_PAIR.fetch_add(1, Ordering::Relaxed)];
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(b.name)
+        .index(number)
         .mtu(mtu)
         .address(address.clone())
         .arp(false)
         .setns_by_fd(b.namespace.fd().as_raw_fd())
         .build();
+    // Without a number of its own the kernel passes over the peer's.
     let pair = LinkMessageBuilder::<LinkVeth>::new(a.name, b.name)
+        .index(number)
         .mtu(mtu)
         .address(address)
         .arp(false)
@@ -67,7 +76,8 @@ pub fn connect(a: End<'_>, b: End<'_>, mtu: u32) -> Result<()> {
             add_address(end.namespace, end.name, address, prefix)?;
         }
     }
-    Ok(())
+    // The end that came up first got its carrier from the other.
+    [a, b].into_iter().try_for_each(|end| offload::await_link(end.namespace, end.name))
 }
 
 /// Brings a device up.
@@ -85,6 +95,13 @@ pub fn set_gso_max_segments(namespace: &Namespace, device: &str, segments: u32) 
     })
     .with_context(|| {
         format!("cannot set gso_max_segs of {device} in namespace {}", namespace.name())
+    })
+}
+
+/// Sets the MTU of one end; the other end of a pair needs the same.
+pub fn set_mtu(namespace: &Namespace, device: &str, mtu: u32) -> Result<()> {
+    set(namespace, device, |message| message.mtu(mtu)).with_context(|| {
+        format!("cannot set the MTU of {device} in namespace {}", namespace.name())
     })
 }
 

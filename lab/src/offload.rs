@@ -1,4 +1,4 @@
-//! Segmentation offloads of a device, by the ethtool ioctl.
+//! Segmentation offloads of a device, and whether it is ready, by the ethtool ioctl.
 //!
 //! Every feature is set by its name, as `ethtool -K` does today: one request switches them all, and
 //! the old per-feature commands know nothing of UDP segmentation.
@@ -52,6 +52,7 @@ impl Offloads {
     }
 }
 
+const ETHTOOL_GLINK: u32 = 0x0a;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -72,6 +73,22 @@ pub fn set(namespace: &Namespace, device: &str, offloads: Offloads) -> Result<()
         .with_context(|| {
             format!("cannot set the offloads of {device} in namespace {}", namespace.name())
         })
+}
+
+/// Makes a device with a carrier ready to send; an error if it has none.
+///
+/// A device that gets its carrier while it is up gets its queue some milliseconds later, and what is
+/// sent in between is dropped. To be asked for its carrier makes the kernel do it at once
+/// (`ethtool_op_get_link()`, net/ethtool/ioctl.c, since 6.8).
+pub fn await_link(namespace: &Namespace, device: &str) -> Result<()> {
+    let mut carrier = [ETHTOOL_GLINK, 0];
+    namespace.run_in(|| Device::open(device)?.request(&mut carrier)).flatten().with_context(
+        || format!("cannot ask for the carrier of {device} in namespace {}", namespace.name()),
+    )?;
+    if carrier[1] == 0 {
+        bail!("{device} in namespace {} has no carrier", namespace.name());
+    }
+    Ok(())
 }
 
 /// A device in the calling thread's namespace, and a socket to speak about it.

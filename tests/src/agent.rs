@@ -185,7 +185,7 @@ pub struct Finished {
 
 impl Running {
     /// Its process id.
-    pub fn id(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 

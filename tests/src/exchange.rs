@@ -41,6 +41,11 @@ pub fn carry(closes_first: &TcpStream, closes_last: &TcpStream, bytes: usize) ->
     }
     one_way(closes_first, closes_last, bytes)?;
     one_way(closes_last, closes_first, bytes)?;
+    end(closes_first, closes_last)
+}
+
+/// Closes a connection by halves, on which nothing is under way.
+pub fn end(closes_first: &TcpStream, closes_last: &TcpStream) -> Result<()> {
     closes_first.shutdown(Shutdown::Write)?;
     ensure!((&*closes_last).read(&mut [0])? == 0, "more came than was sent");
     closes_last.shutdown(Shutdown::Write)?;
@@ -49,7 +54,7 @@ pub fn carry(closes_first: &TcpStream, closes_last: &TcpStream, bytes: usize) ->
 }
 
 /// Carries so many bytes from one to the other.
-fn one_way(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> Result<()> {
+pub fn one_way(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> Result<()> {
     std::thread::scope(|scope| {
         let sending = scope.spawn(move || from.write_all(&vec![7; bytes]));
         let mut received = vec![0; bytes];

@@ -5,7 +5,7 @@
 //! the options and the timing that it needs.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
@@ -65,6 +65,8 @@ impl Factory {
         let mut errno = [0; 4];
         let (length, socket) = receive(&requests, &mut errno)?;
         ensure!(length == errno.len(), "the socket factory has ended");
+        // Its own descriptor is closed: when the caller closes the socket, it is closed.
+        requests.recv(&mut [0]).context("the socket factory has ended")?;
         match socket {
             Some(socket) => Ok(socket),
             None => bail!(
@@ -124,6 +126,14 @@ pub fn listen_on(socket: &OwnedFd, address: SocketAddr) -> Result<()> {
 pub fn connect_to(socket: &OwnedFd, to: SocketAddr) -> Result<()> {
     connect(socket.as_raw_fd(), &SockaddrStorage::from(to))
         .with_context(|| format!("cannot connect to {to}"))
+}
+
+/// An address as an IPv6 socket takes it.
+pub fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(v4) => (v4.to_ipv6_mapped(), address.port()).into(),
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// AF_INET or AF_INET6.
@@ -188,5 +198,7 @@ pub fn serve() -> Result<()> {
             MsgFlags::empty(),
             None,
         )?;
+        drop(made);
+        requests.send(&[0])?;
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use traffic_agent::method::ListeningPort;
-use traffic_agent::report::{CellReport, Direction, Family, Leg, Protocol};
+use traffic_agent::report::{CellReport, Counters, Direction, Family, Leg, Protocol};
 use traffic_lab::packet::{self, ICMP, ICMPV6, Packet, TCP, UDP};
 use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, UPSTREAM_DEVICE};
 
@@ -47,6 +47,13 @@ impl std::ops::Add for Figures {
     }
 }
 
+impl From<Counters> for Figures {
+    fn from(counters: Counters) -> Self {
+        let Counters { wire_packets, wire_bytes, payload_bytes, .. } = counters;
+        Self { wire_packets, wire_bytes, payload_bytes }
+    }
+}
+
 impl std::iter::Sum for Figures {
     fn sum<I: Iterator<Item = Self>>(figures: I) -> Self {
         figures.fold(Self::default(), std::ops::Add::add)
@@ -68,13 +75,8 @@ pub fn of_cells<'c>(cells: impl IntoIterator<Item = &'c CellReport>) -> Books {
             port: cell.port,
             family: cell.family,
         };
-        let figures = Figures {
-            wire_packets: cell.counters.wire_packets,
-            wire_bytes: cell.counters.wire_bytes,
-            payload_bytes: cell.counters.payload_bytes,
-        };
         let sum = books.entry(key).or_default();
-        *sum = *sum + figures;
+        *sum = *sum + cell.counters.into();
     }
     books
 }
@@ -85,16 +87,26 @@ pub fn of_capture(trace: &LabTrace, listening: &[ListeningPort]) -> Books {
     let mut books = Books::new();
     for (leg, interface) in [(&trace.client, CLIENT_DEVICE), (&trace.upstream, UPSTREAM_DEVICE)] {
         for packet in &leg.trace.packets {
-            let figures = Figures {
-                wire_packets: 1,
-                wire_bytes: packet.headers.l3_bytes.into(),
-                payload_bytes: packet.headers.payload_bytes.into(),
-            };
-            let sum = books.entry(key(packet, interface, &listening)).or_default();
-            *sum = *sum + figures;
+            post(&mut books, packet, interface, &listening);
         }
     }
     books
+}
+
+/// Adds a captured packet to the books.
+pub fn post(
+    books: &mut Books,
+    packet: &Packet,
+    interface: &str,
+    listening: &BTreeSet<ListeningPort>,
+) {
+    let figures = Figures {
+        wire_packets: 1,
+        wire_bytes: packet.headers.l3_bytes.into(),
+        payload_bytes: packet.headers.payload_bytes.into(),
+    };
+    let sum = books.entry(key(packet, interface, listening)).or_default();
+    *sum = *sum + figures;
 }
 
 fn key(packet: &Packet, interface: &str, listening: &BTreeSet<ListeningPort>) -> Key {
@@ -125,6 +137,22 @@ fn key(packet: &Packet, interface: &str, listening: &BTreeSet<ListeningPort>) ->
 /// The sum of the entries that `keep` selects.
 pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
     books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
+}
+
+/// The books of captures in which the wire shows another port than the proxy's socket has: of the client
+/// leg, if that is `public`, and under the port that `port_of` says.
+pub fn of_capture_as(
+    trace: &LabTrace,
+    public: ListeningPort,
+    port_of: impl Fn(Direction) -> u16,
+) -> Books {
+    of_capture(trace, &[public])
+        .into_iter()
+        .map(|(key, figures)| {
+            let port = key.port.map(|_| port_of(key.direction));
+            (Key { port, ..key }, figures)
+        })
+        .collect()
 }
 
 /// The same figures with the ports forgotten.

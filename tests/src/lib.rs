@@ -5,18 +5,36 @@
 //! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
 //! * [`exchange`]: one short TCP connection.
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
+//! * [`routes`]: what `ip` and the firewall do for a transparent proxy.
 //! * [`rules`]: counting rules of iptables, read back without the product's help.
+//! * [`matrix`]: one cell of the truth matrix: traffic of one kind through sockets of the test.
+//! * [`truth`]: what a measurement is held against: captures, rules, and the applications' word.
+//! * [`processors`]: on which processors all of it runs.
 //! * [`proxies`]: one real proxy in the lab, measured by `traffic-agent compare`.
+//! * [`unseen`]: classes of packets that no cgroup hook sees.
+//! * [`frequency`]: a table of how often they occur.
+//! * [`contention`]: all that can interrupt an add, on one CPU.
+//! * [`seed`]: the maps of a running agent, to count what nobody can send.
+//! * [`years`]: what is put there, and what the agent should say.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod contention;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
+pub mod frequency;
+pub mod matrix;
 pub mod options;
+pub mod processors;
 pub mod proxies;
+pub mod routes;
 pub mod rules;
+pub mod seed;
 pub mod site;
+pub mod truth;
+pub mod unseen;
+pub mod years;
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -14,8 +14,7 @@ use traffic_lab::relay::bind_listener;
 use traffic_lab::topology::addresses;
 use traffic_tests::exchange::{EXCHANGED_BYTES, carry, with_listener, with_listener_by};
 use traffic_tests::factory::{connect_to, listen_on};
-use traffic_tests::figures::{self, Books};
-use traffic_tests::rules;
+use traffic_tests::figures;
 use traffic_tests::site::{SERVER_PORT, Site, any, tcp, udp};
 
 const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
@@ -52,31 +51,6 @@ fn a_listener_that_starts_while_measuring_has_the_client_leg_from_its_first_syn(
     // Nobody has looked at the target since: the program found the port.
     assert_eq!(counting.measurement.client_ports(), [tcp(PORT)]);
     counting.finish()?.assert_books_equal_capture(&[tcp(PORT)]);
-    Ok(())
-}
-
-#[test]
-fn a_redirected_port_is_the_listeners_in_both_directions() -> Result<()> {
-    const PUBLIC_PORT: u16 = 20_050;
-    let site = Site::new(Stack::GsoGro)?;
-    for family in FAMILIES {
-        let rule = format!("PREROUTING -p tcp --dport {PUBLIC_PORT} -j REDIRECT --to-ports {PORT}");
-        rules::add_to(&site.lab.proxy, family, "nat", &rule)?;
-    }
-    let listener = site.factory.tcp_listener(any(PORT))?;
-    let counting = site.count()?;
-    for family in FAMILIES {
-        with_listener(&site.lab.client, proxy(family, PUBLIC_PORT), &listener)?;
-    }
-    let counted = counting.finish()?;
-    // The wire shows the public port in both directions, the cells the listener's.
-    let on_the_wire = counted.captured(&[tcp(PUBLIC_PORT)]);
-    assert!(on_the_wire.keys().all(|key| key.port == Some(PUBLIC_PORT)));
-    let renamed = on_the_wire
-        .into_iter()
-        .map(|(key, figures)| (figures::Key { port: Some(PORT), ..key }, figures))
-        .collect::<Books>();
-    assert_eq!(counted.books(), renamed);
     Ok(())
 }
 

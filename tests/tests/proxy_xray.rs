@@ -23,3 +23,43 @@ fn vmess_ws_is_counted_to_the_byte() -> Result<()> {
 fn shadowsocks_2022_is_counted_to_the_byte() -> Result<()> {
     proxies::check(Program::Xray, Protocol::Shadowsocks2022)
 }
+
+#[test]
+fn vless_grpc_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::VlessGrpc)
+}
+
+#[test]
+fn vless_xhttp_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::VlessXhttp)
+}
+
+#[test]
+fn vless_http_upgrade_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::VlessHttpUpgrade)
+}
+
+#[test]
+fn vmess_tcp_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::VmessTcp)
+}
+
+#[test]
+fn trojan_tls_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::TrojanTls)
+}
+
+#[test]
+fn shadowsocks_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::Shadowsocks)
+}
+
+#[test]
+fn socks_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::Socks)
+}
+
+#[test]
+fn http_is_counted_to_the_byte() -> Result<()> {
+    proxies::check(Program::Xray, Protocol::Http)
+}

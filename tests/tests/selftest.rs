@@ -28,7 +28,7 @@ fn labs(agent: u32) -> Result<Vec<String>> {
 fn selftest_accounts_for_every_byte_on_this_kernel() -> Result<()> {
     let desk = Desk::new()?;
     let running = start(&desk, &["--json"])?;
-    let agent = running.id();
+    let agent = running.pid();
     let ended = running.finish()?;
     assert_eq!(ended.code()?, 0, "{ended:?}");
     let report = ended.report()?.0;
@@ -56,7 +56,7 @@ fn selftest_accounts_for_every_byte_on_this_kernel() -> Result<()> {
 fn selftest_takes_its_lab_down_after_ctrl_c() -> Result<()> {
     let desk = Desk::new()?;
     let running = start(&desk, &[])?;
-    let agent = running.id();
+    let agent = running.pid();
     let begin = std::time::Instant::now();
     while labs(agent)?.is_empty() && begin.elapsed().as_secs() < 20 {
         std::thread::sleep(std::time::Duration::from_millis(2));

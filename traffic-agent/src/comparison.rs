@@ -8,14 +8,14 @@ use anyhow::Result;
 use crate::estimate::{self, PortBytes};
 use crate::kernel::Sample;
 use crate::ledger;
-use crate::measure::Measurement;
+use crate::measure::{Measurement, finding};
 use crate::method::added::AddedRules;
 use crate::method::firewall::{self, Firewall};
 use crate::method::{ListeningPort, PortCell, interface};
 use crate::netns::NetNs;
 use crate::report::{
-    CellReport, Covers, Direction, Directions, Finding, Layer, Leg, MethodReport, Scope, Severity,
-    TargetReport,
+    CellReport, Counters, Covers, Direction, Directions, Finding, Layer, Leg, MethodReport, Scope,
+    Severity, TargetReport,
 };
 use crate::target::PortFilter;
 use crate::units::{self, Units};
@@ -162,6 +162,9 @@ impl<'h> Comparison<'h> {
                     estimate::estimates("iptables-port", port, comparable).swap_remove(recipe);
             }
         }
+        if report.estimates.iter().any(|estimate| estimate.total_bytes == u64::MAX) {
+            report.findings.push(finding::at_limit("estimates", false));
+        }
         report.capture_rates = estimate::capture_rates(source, seen, "exact", exact).to_vec();
         if let (Some(ingress), Some(egress)) =
             (interface_row.ingress_bytes, interface_row.egress_bytes)
@@ -261,7 +264,7 @@ fn rule_findings(
                 && cell.direction == direction
                 && part_of(cell).is_some_and(|part| measured.coverage.covers(&part))
         });
-        let hook = covered.ingress.bytes + covered.egress.bytes;
+        let hook = covered.ingress.bytes.saturating_add(covered.egress.bytes);
         findings.extend(measured.shadow_finding(direction, hook));
     }
     let uncovered = |cell: &&CellReport| {
@@ -275,7 +278,7 @@ fn rule_findings(
     };
     let missed: Vec<&CellReport> = cells.iter().filter(uncovered).collect();
     if let Some(first) = missed.first().and_then(|cell| part_of(cell)) {
-        let bytes: u64 = missed.iter().map(|cell| cell.counters.bytes).sum();
+        let bytes = missed.iter().map(|cell| cell.counters).sum::<Counters>().bytes;
         findings.push(Finding {
             severity: Severity::Warning,
             code: "rules-incomplete",
@@ -348,7 +351,7 @@ fn rules_changed(reason: &str) -> Finding {
 fn loopback_finding(cells: &[CellReport], client: &dyn Fn(&CellReport) -> bool) -> Option<Finding> {
     let loopback = ledger::sum(cells, |cell| client(cell) && cell.scope == Scope::Loopback);
     let PortBytes { ingress, egress } = port_bytes(&loopback);
-    (ingress + egress > 0).then(|| Finding {
+    (ingress > 0 || egress > 0).then(|| Finding {
         severity: Severity::Warning,
         code: "loopback-in-estimate",
         message: format!(

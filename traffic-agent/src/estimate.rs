@@ -46,12 +46,15 @@ const ESTIMATORS: [Estimator; 4] = [
 /// * `source`: the method that read them.
 /// * `exact`: billed wire bytes of the target, both directions; `None` where the counters do not stand
 ///   for all of it, so that there is no error to give.
+///
+/// An estimate beyond a u64 stands at the limit, and has no error either.
 pub fn estimates(source: &'static str, port: PortBytes, exact: Option<u64>) -> Vec<EstimateReport> {
     ESTIMATORS
         .iter()
         .map(|estimator| {
             let base = (estimator.base)(port);
             let total_bytes = base.saturating_mul(estimator.factor);
+            let exact = exact.filter(|exact| *exact != u64::MAX && total_bytes != u64::MAX);
             EstimateReport {
                 name: estimator.name,
                 formula: estimator.formula,
@@ -215,6 +218,19 @@ mod tests {
         let estimate = estimate(port, 1000, "in-x2");
         assert_eq!(estimate.error_percent, Some(-100.0));
         assert!(estimate.claims.iter().all(|claim| claim.holds == Some(false)));
+    }
+
+    #[test]
+    fn an_estimate_beyond_a_u64_stands_at_the_limit_and_has_no_error() {
+        let port = PortBytes { ingress: (1 << 63) + 5, egress: 1 << 63 };
+        let totals: Vec<_> = estimates("hook-port", port, Some(1 << 63))
+            .iter()
+            .map(|estimate| (estimate.total_bytes, estimate.error_percent.is_some()))
+            .collect();
+        assert_eq!(totals, [(u64::MAX, false); 4]);
+        let half = PortBytes { ingress: (1 << 53) + 1, egress: 0 };
+        assert_eq!(estimate(half, u64::MAX - 1, "in-x2").total_bytes, (1 << 54) + 2);
+        assert_eq!(estimate(half, u64::MAX, "in-x2").error_percent, None);
     }
 
     #[test]

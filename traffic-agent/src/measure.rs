@@ -1,18 +1,19 @@
 //! One target, measured from one instant to another: what `compare`, `exec` and `demo` share.
 
+pub mod finding;
+
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
-use traffic_ebpf::{
-    Cell, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord,
-};
+use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
 
-use crate::kernel::{Counter, Options, Owner, Sample, Unavailable};
+use crate::kernel::{Counter, Options, Owner, Sample};
 use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
 use crate::report::{
-    CellReport, CgroupReport, Directions, Finding, ProcessReport, Scope, Severity, TargetReport,
+    CellReport, CgroupReport, Counters, Directions, Finding, ProcessReport, Protocol, Scope,
+    Severity, TargetReport,
 };
 use crate::target::sockets::Which;
 use crate::target::{
@@ -148,13 +149,30 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
-        if !unused.is_empty() {
-            // Nobody listens there any more; its connections may still be going on.
-            let sockets = self.networks.sockets(Which::All, &self.owned)?;
-            for port in unused {
-                if !sockets.iter().any(|socket| network::uses_port(socket, port)) {
-                    self.counter.slots().release_port(port);
-                }
+        if unused.is_empty() { Ok(()) } else { self.release(unused) }
+    }
+
+    /// Takes ports on which nobody listens any more out of the client leg, unless their connections
+    /// are still going on.
+    fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {
+        let sockets = self.networks.sockets(Which::All, &self.owned)?;
+        unused.retain(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)));
+        for port in &unused {
+            self.counter.slots().release_port(*port);
+        }
+        if unused.is_empty() {
+            return Ok(());
+        }
+        // The program notices who opens one of them from here on; for who did so since the look above
+        // it was still taken.
+        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
+        for port in unused {
+            let opened = sockets.iter().any(|socket| {
+                network::uses_port(socket, port)
+                    && (port.protocol == Protocol::Udp || network::listens(socket))
+            });
+            if opened {
+                self.counter.slots().claim_port(port)?;
             }
         }
         Ok(())
@@ -243,15 +261,24 @@ impl<'h> Measurement<'h> {
     pub fn report(&mut self, start: &Sample, end: &Sample) -> Result<TargetReport> {
         let (cells, unattributed) = self.counted(start, end)?;
         let mut findings = std::mem::take(&mut self.findings);
-        findings.extend(self.audit().unwrap_or_else(|error| vec![audit_failed(&error)]));
-        findings.extend(self.slot_findings(&cells));
+        findings.extend(self.audit().unwrap_or_else(|error| vec![finding::audit_failed(&error)]));
+        findings.extend(finding::interface_without_slot(&cells));
+        findings.extend(finding::port_without_slot(&cells));
         findings.extend(self.networks.finding());
         findings.extend(self.answered_findings(unattributed));
-        findings.extend(unparsable(self.counter.trace().take_log()));
+        findings.extend(finding::unparsable(self.counter.trace().take_log()));
         if cells.is_empty() && !self.plan.selectors.is_empty() {
-            findings.push(no_traffic());
+            findings.push(finding::no_traffic());
         }
         let totals = ledger::totals(&cells);
+        let counters = end.cells.iter().copied().map(Counters::from);
+        let scopes = [totals.billed, totals.unbilled, totals.loopback];
+        let sums = scopes.iter().flat_map(|scope| [scope.ingress, scope.egress]);
+        if counters.chain(sums).any(|counters| counters.at_limit())
+            || totals.billed.wire_bytes() == u64::MAX
+        {
+            findings.push(finding::at_limit("counters", true));
+        }
         // Ports beyond the table are summed in a row without a number: as rows of their own they would
         // seem to have had no traffic.
         let listening = self.client_ports();
@@ -299,7 +326,7 @@ impl<'h> Measurement<'h> {
         for cgroup in &self.plan.cgroups {
             match self.host.cgroups.cgroup(&cgroup.path) {
                 Ok(now) if now.id == cgroup.id => alive.push(cgroup.clone()),
-                _ => findings.push(cgroup_gone(cgroup)),
+                _ => findings.push(finding::cgroup_gone(cgroup)),
             }
         }
         if !alive.is_empty() {
@@ -340,73 +367,14 @@ impl<'h> Measurement<'h> {
 
     /// Packets without a socket that were not counted, or not as the target's.
     fn answered_findings(&mut self, unattributed: Option<Directions>) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        if let Some(reason) = self.counter.answered().unavailable() {
-            findings.push(not_answered(reason));
-        }
-        let Directions { ingress, egress } = unattributed.unwrap_or_default();
-        if ingress.wire_packets + egress.wire_packets > 0 {
-            findings.push(Finding {
-                severity: Severity::Info,
-                code: "kernel-unattributed",
-                message: format!(
-                    "the kernel took {} packets ({} bytes) for no socket and answered with {} ({} bytes), \
-                     of no listening port and no known connection of the target: they are not counted",
-                    ingress.wire_packets, ingress.wire_bytes, egress.wire_packets, egress.wire_bytes
-                ),
-                remedy: "nothing: scans of closed ports look like this".to_owned(),
-                incomplete: false,
-            });
-        }
+        let refused = self.counter.answered().unavailable().map(finding::not_answered);
         let missed = self.counter.missed().unwrap_or(0);
-        if missed > 0 {
-            findings.push(Finding {
-                severity: Severity::Info,
-                code: "kernel-answers-missed",
-                message: format!(
-                    "{missed} packets without a socket came while another was being looked at: some of \
-                     them may have been the target's"
-                ),
-                remedy: "nothing; so many packets at most are missing".to_owned(),
-                incomplete: false,
-            });
-        }
-        findings
-    }
-
-    fn slot_findings(&self, cells: &[CellReport]) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let beyond = ledger::sum(cells, |cell| cell.interface == "other").wire_bytes();
-        if beyond > 0 {
-            findings.push(Finding {
-                severity: Severity::Info,
-                code: "interface-without-slot",
-                message: format!(
-                    "{beyond} bytes passed interfaces beyond the {} that are told apart; they are \
-                     counted, as billed, under `other`",
-                    INTERFACE_SLOT_OTHER - 1
-                ),
-                remedy: "nothing, unless one of them is free and named by --unbilled".to_owned(),
-                incomplete: false,
-            });
-        }
-        let ports = ledger::sum(cells, |cell| {
-            cell.leg == crate::report::Leg::Client && cell.port.is_none()
-        });
-        if ports.wire_bytes() > 0 {
-            findings.push(Finding {
-                severity: Severity::Info,
-                code: "port-without-slot",
-                message: format!(
-                    "{} bytes belong to listening ports beyond the 58 that are told apart; they are \
-                     counted, as client leg, in one sum per protocol",
-                    ports.wire_bytes()
-                ),
-                remedy: "take ports that do not matter away with --port '!tcp/N'".to_owned(),
-                incomplete: false,
-            });
-        }
-        findings
+        refused
+            .into_iter()
+            .chain(finding::unattributed(unattributed.unwrap_or_default()))
+            .chain(finding::syn_cookies(self.networks.cookies_sent()))
+            .chain(finding::answers_missed(missed))
+            .collect()
     }
 }
 
@@ -415,33 +383,6 @@ fn tell_namespaces(counter: &mut Counter, networks: &Networks) -> Result<()> {
         counter.answered().add_namespace(inode)?;
     }
     Ok(())
-}
-
-/// The classes and their sizes are those of docs/accounting.md.
-fn not_answered(reason: &Unavailable) -> Finding {
-    Finding {
-        severity: Severity::Info,
-        code: "kernel-answers-not-counted",
-        message: format!(
-            "packets that the kernel exchanges without the target's socket are not counted: {}",
-            chain(reason)
-        ),
-        remedy: "late packets of connections that the proxy closed first: 104 bytes each on IPv4, 144 on \
-                 IPv6; up to 0.04 % of short connections was measured, and nothing of bulk traffic"
-            .to_owned(),
-        incomplete: false,
-    }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
@@ -453,56 +394,4 @@ fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
 
 fn name_interface(networks: &Networks, index: u32) -> String {
     networks.interface(index).map_or_else(|| format!("if{index}"), str::to_owned)
-}
-
-fn audit_failed(error: &anyhow::Error) -> Finding {
-    Finding {
-        severity: Severity::Warning,
-        code: "audit-failed",
-        message: format!("{error:#}"),
-        remedy: "the totals are right; whether they are all of the target's traffic is not known"
-            .to_owned(),
-        incomplete: true,
-    }
-}
-
-fn cgroup_gone(cgroup: &Cgroup) -> Finding {
-    Finding {
-        severity: Severity::Error,
-        code: "cgroup-gone",
-        message: format!(
-            "cgroup {} was removed while it was measured: what was counted until then is in the \
-             report, what its successor did is not",
-            cgroup.path
-        ),
-        remedy: "the service was restarted or stopped; measure again".to_owned(),
-        incomplete: true,
-    }
-}
-
-fn no_traffic() -> Finding {
-    Finding {
-        severity: Severity::Info,
-        code: "no-traffic",
-        message: "not one packet passed the target's sockets".to_owned(),
-        remedy: "if it should have: is it the right target, and did its process start after its \
-                 cgroup was made? `traffic-agent doctor` looks"
-            .to_owned(),
-        incomplete: false,
-    }
-}
-
-fn unparsable(log: Vec<String>) -> Option<Finding> {
-    let first = log.first()?;
-    Some(Finding {
-        severity: Severity::Warning,
-        code: "unparsable-packets",
-        message: format!(
-            "at least {} packets had headers that could not be read; they are counted with their \
-             length as upstream, other. The first: {first}",
-            log.len()
-        ),
-        remedy: "please report it with what runs in the cgroup".to_owned(),
-        incomplete: false,
-    })
 }

@@ -1,6 +1,7 @@
 //! The network namespaces of a target: names of their interfaces, listening ports of its sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 
 use nix::net::if_::if_nameindex;
@@ -17,6 +18,8 @@ pub struct Networks {
     seen: Vec<NetNs>,
     /// By the namespace's inode and the interface's number: numbers repeat between namespaces.
     interfaces: BTreeMap<(u64, u32), String>,
+    /// SYN-ACKs with cookies that each namespace had sent when it was first seen.
+    cookies: BTreeMap<u64, u64>,
 }
 
 impl Networks {
@@ -28,6 +31,9 @@ impl Networks {
             if inode.is_some_and(|inode| !known(inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
             {
+                if let Some(cookies) = cookies_sent(&netns) {
+                    self.cookies.insert(netns.inode(), cookies);
+                }
                 self.seen.push(netns);
             }
         }
@@ -70,6 +76,16 @@ impl Networks {
     /// The inodes of the namespaces.
     pub fn inodes(&self) -> Result<Vec<u64>, Error> {
         Ok(self.all()?.iter().map(NetNs::inode).collect())
+    }
+
+    /// How many SYN-ACKs with a cookie were sent since the namespaces were first seen. They have no socket,
+    /// and no tracepoint.
+    pub fn cookies_sent(&self) -> u64 {
+        let since = |netns: &NetNs| {
+            let before = self.cookies.get(&netns.inode())?;
+            cookies_sent(netns)?.checked_sub(*before)
+        };
+        self.seen.iter().filter_map(since).sum()
     }
 
     /// All sockets of the target: those that the given cgroups own.
@@ -116,6 +132,22 @@ impl Networks {
     }
 }
 
+/// How many SYN-ACKs with a cookie a namespace has sent; `None` if it does not say.
+fn cookies_sent(netns: &NetNs) -> Option<u64> {
+    // Another thread than the process's first looks there.
+    let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).ok()?.ok()?;
+    counter(&text, "TcpExt:", "SyncookiesSent")
+}
+
+/// Finds a number in the format of /proc/net/netstat: a line of names, and one of numbers with the same
+/// beginning.
+fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
+    let (names, numbers) = (lines.next()?, lines.next()?);
+    let place = names.split(' ').position(|known| known == name)?;
+    numbers.split(' ').nth(place)?.parse().ok()
+}
+
 /// Whether a socket has this local port.
 pub fn uses_port(socket: &Socket, port: ListeningPort) -> bool {
     socket.protocol == port.protocol && socket.local.port() == port.port
@@ -124,4 +156,19 @@ pub fn uses_port(socket: &Socket, port: ListeningPort) -> bool {
 /// Whether a socket waits for TCP connections.
 pub fn listens(socket: &Socket) -> bool {
     socket.protocol == Protocol::Tcp && socket.state == State::LISTEN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_the_name_above_them() {
+        let text =
+            "TcpExt: SyncookiesSent SyncookiesRecv\nTcpExt: 7 5\nIpExt: InNoRoutes\nIpExt: 3\n";
+        assert_eq!(counter(text, "TcpExt:", "SyncookiesSent"), Some(7));
+        assert_eq!(counter(text, "IpExt:", "InNoRoutes"), Some(3));
+        assert_eq!(counter(text, "TcpExt:", "InNoRoutes"), None);
+        assert_eq!(counter("TcpExt: SyncookiesSent", "TcpExt:", "SyncookiesSent"), None);
+    }
 }

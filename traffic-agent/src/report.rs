@@ -175,6 +175,14 @@ impl From<Cell> for Counters {
 }
 
 impl Counters {
+    /// Whether one of them is as large as a counter can be: the truth is that or more.
+    pub fn at_limit(&self) -> bool {
+        let Self { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+            *self;
+        [packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]
+            .contains(&u64::MAX)
+    }
+
     fn since(&self, earlier: &Self) -> Self {
         // Counters only grow; a smaller one is shown as no traffic, never as a huge number.
         Self {
@@ -192,12 +200,14 @@ impl Counters {
 
 impl std::ops::AddAssign for Counters {
     fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.wire_packets += other.wire_packets;
-        self.wire_bytes += other.wire_bytes;
-        self.payload_bytes += other.payload_bytes;
-        self.retransmitted_bytes += other.retransmitted_bytes;
+        // A sum beyond a u64 stands at the limit, and the report says so (`Counters::at_limit`).
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.wire_packets = self.wire_packets.saturating_add(other.wire_packets);
+        self.wire_bytes = self.wire_bytes.saturating_add(other.wire_bytes);
+        self.payload_bytes = self.payload_bytes.saturating_add(other.payload_bytes);
+        self.retransmitted_bytes =
+            self.retransmitted_bytes.saturating_add(other.retransmitted_bytes);
     }
 }
 
@@ -238,7 +248,7 @@ impl Directions {
 
     /// Wire bytes of both directions.
     pub fn wire_bytes(&self) -> u64 {
-        self.ingress.wire_bytes + self.egress.wire_bytes
+        self.ingress.wire_bytes.saturating_add(self.egress.wire_bytes)
     }
 }
 

@@ -10,12 +10,11 @@
 //! them are read by the helper that cannot fault: the verifier of some kernels takes an argument that can
 //! be null for one that cannot.
 
+use core::{ffi::c_void, mem::MaybeUninit};
+
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::{
-        bpf_probe_read_kernel,
-        generated::{bpf_jiffies64, bpf_ktime_get_ns},
-    },
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_probe_read_kernel},
     macros::{btf_tracepoint, cgroup_sock, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, SockContext},
@@ -139,12 +138,18 @@ const TCP_TIMESTAMPS: u32 = 12;
 /// A cgroup deeper than this is not looked for. (systemd nests services of users six deep.)
 const MOST_LEVELS: u32 = 16;
 
-/// Reads a field of a kernel structure; what cannot be read is 0.
+/// Reads a field of a kernel structure, an integer or an array of bytes; what cannot be read is 0.
+///
+/// Without a branch for that, which the verifier would follow: 0.11 s of loading against 0.02.
 #[inline(always)]
-fn field<T: Copy + Default>(base: u64, offset: u32) -> T {
-    let at = base.wrapping_add(u64::from(offset)) as *const T;
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel(at) }.unwrap_or_default()
+fn field<T: Copy>(base: u64, offset: u32) -> T {
+    let at = base.wrapping_add(u64::from(offset)) as *const c_void;
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address that it reads itself, and the one that it writes is `value`'s.
+    unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at) };
+    // SAFETY: the helper writes all of it, zeros if it could not read. Source: `bpf_probe_read_kernel_common()`,
+    // kernel/trace/bpf_trace.c.
+    unsafe { value.assume_init() }
 }
 
 /// Returns an argument that points to a kernel structure, as a number: what the verifier thinks of it,
@@ -329,7 +334,7 @@ impl Packet {
         let shared_info = head + u64::from(field::<u32>(skb, SK_BUFF_END.load()));
         let gso_size = u32::from(field::<u16>(shared_info, SHARED_INFO_GSO_SIZE.load()));
 
-        let l3_header: [u8; IPV6_HEADER] = field_bytes(head + l3)?;
+        let l3_header: [u8; IPV6_HEADER] = field(head + l3, 0);
         let mut connection = Connection { namespace, ..Connection::ZERO };
         let (family, protocol) = match l3_header[0] >> 4 {
             4 => {
@@ -344,7 +349,7 @@ impl Packet {
             }
             _ => return None,
         };
-        let l4_header: [u8; TCP_HEADER as usize] = field_bytes(head + l4)?;
+        let l4_header: [u8; TCP_HEADER as usize] = field(head + l4, 0);
         connection.remote_port = u16::from_be_bytes([l4_header[0], l4_header[1]]);
         connection.local_port = u16::from_be_bytes([l4_header[2], l4_header[3]]);
         let l3_bytes = (l4 - l3) as u32;
@@ -440,12 +445,6 @@ impl Packet {
         // SAFETY: `cell` lies in a live map value.
         unsafe { add(cell, added) };
     }
-}
-
-#[inline(always)]
-fn field_bytes<const N: usize>(at: u64) -> Option<[u8; N]> {
-    // SAFETY: the helper checks the address itself.
-    unsafe { bpf_probe_read_kernel(at as *const [u8; N]) }.ok()
 }
 
 /// Returns the inode of a socket's network namespace.

@@ -17,6 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -69,10 +71,24 @@ impl Program {
     /// The protocols that [`Proxy::start`] can make it speak; the first is the plainest.
     pub fn protocols(self) -> &'static [Protocol] {
         use Protocol::{
-            Hysteria2, Shadowsocks, Shadowsocks2022, VlessTcp, VlessTlsVision, VmessTcp, VmessWs,
+            Http, Hysteria2, Shadowsocks, Shadowsocks2022, Socks, TrojanTls, VlessGrpc,
+            VlessHttpUpgrade, VlessTcp, VlessTlsVision, VlessXhttp, VmessTcp, VmessWs,
         };
         match self {
-            Self::Xray => &[VlessTcp, VlessTlsVision, VmessWs, Shadowsocks2022],
+            Self::Xray => &[
+                VlessTcp,
+                VlessTlsVision,
+                VlessGrpc,
+                VlessXhttp,
+                VlessHttpUpgrade,
+                VmessTcp,
+                VmessWs,
+                TrojanTls,
+                Shadowsocks,
+                Shadowsocks2022,
+                Socks,
+                Http,
+            ],
             Self::SingBox => &[VlessTcp, Shadowsocks2022, Hysteria2],
             Self::V2ray => &[VmessTcp, VmessWs, VlessTcp, Shadowsocks],
         }
@@ -103,10 +119,22 @@ pub enum Protocol {
     VlessTcp,
     /// VLESS over TLS over TCP with the flow xtls-rprx-vision.
     VlessTlsVision,
+    /// VLESS over gRPC over TCP.
+    VlessGrpc,
+    /// VLESS over XHTTP over TCP.
+    VlessXhttp,
+    /// VLESS over an upgraded HTTP connection.
+    VlessHttpUpgrade,
     /// VMess over TCP.
     VmessTcp,
     /// VMess over WebSocket over TCP.
     VmessWs,
+    /// Trojan over TLS over TCP.
+    TrojanTls,
+    /// SOCKS5, without authentication.
+    Socks,
+    /// HTTP CONNECT.
+    Http,
     /// Shadowsocks with aes-128-gcm.
     Shadowsocks,
     /// Shadowsocks with 2022-blake3-aes-128-gcm.
@@ -124,9 +152,15 @@ impl Protocol {
         }
     }
 
+    /// Whether the client instance keeps its connections to the server instance for later ones. It ends
+    /// them, and talks on them, when it likes.
+    pub fn keeps_connections(self) -> bool {
+        matches!(self, Self::VlessGrpc | Self::VlessXhttp)
+    }
+
     /// Whether the server instance needs a certificate.
     fn has_tls(self) -> bool {
-        matches!(self, Self::VlessTlsVision | Self::Hysteria2)
+        matches!(self, Self::VlessTlsVision | Self::TrojanTls | Self::Hysteria2)
     }
 }
 
@@ -137,6 +171,12 @@ impl fmt::Display for Protocol {
             Self::VlessTlsVision => "VLESS TLS vision",
             Self::VmessTcp => "VMess tcp",
             Self::VmessWs => "VMess ws",
+            Self::VlessGrpc => "VLESS gRPC",
+            Self::VlessXhttp => "VLESS XHTTP",
+            Self::VlessHttpUpgrade => "VLESS HTTPUpgrade",
+            Self::TrojanTls => "Trojan TLS",
+            Self::Socks => "SOCKS",
+            Self::Http => "HTTP",
             Self::Shadowsocks => "Shadowsocks",
             Self::Shadowsocks2022 => "Shadowsocks 2022",
             Self::Hysteria2 => "hysteria2",
@@ -299,20 +339,30 @@ impl RunningProxy {
         }
     }
 
-    /// Waits until the server instance has no TCP connection left, but in TIME_WAIT: xray takes about
-    /// a second to close one whose bytes it let the kernel pass on (splice).
+    /// Waits until the server instance has no TCP connection left, but in TIME_WAIT, or kept for later:
+    /// xray takes about a second to close one whose bytes it let the kernel pass on (splice).
     pub fn wait_until_idle(&self) -> Result<()> {
-        let begin = Instant::now();
-        loop {
-            let open = open_connections(self.server.pid()).context("has the server ended?")?;
-            if open == 0 {
-                return Ok(());
+        let kept = self.protocol.keeps_connections().then_some(PORT);
+        wait_until_closed(self.server.pid(), kept, IDLE_WITHIN)
+    }
+
+    /// Stops both instances, if they talk on connections that they keep: then the link is silent.
+    pub fn hush(&self) -> Result<()> {
+        self.signal_if_keeping(Signal::SIGSTOP)
+    }
+
+    /// Lets them go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal_if_keeping(Signal::SIGCONT)
+    }
+
+    fn signal_if_keeping(&self, signal: Signal) -> Result<()> {
+        if self.protocol.keeps_connections() {
+            for process in [&self.client, &self.server] {
+                kill(Pid::from_raw(process.pid() as i32), signal).context("has it ended?")?;
             }
-            if begin.elapsed() > IDLE_WITHIN {
-                bail!("{open} sockets are still open after {IDLE_WITHIN:?}");
-            }
-            thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
     }
 
     /// What both instances have written, for an error's message; empty if they were silent.
@@ -328,13 +378,30 @@ impl RunningProxy {
     }
 }
 
-/// TCP sockets in the network namespace of a process that neither listen nor are in TIME_WAIT.
-fn open_connections(pid: u32) -> Result<usize> {
+/// Waits until no TCP connection is left in the network namespace of a process, but in TIME_WAIT, or of a
+/// local port whose connections are kept.
+pub fn wait_until_closed(pid: u32, kept: Option<u16>, at_most: Duration) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let open = open_connections(pid, kept).context("has the server ended?")?;
+        if open == 0 {
+            return Ok(());
+        }
+        if begin.elapsed() > at_most {
+            bail!("{open} sockets are still open after {at_most:?}");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// TCP sockets in the network namespace of a process that neither listen nor are in TIME_WAIT, but for
+/// those of a local port whose connections are kept.
+fn open_connections(pid: u32, kept: Option<u16>) -> Result<usize> {
     let mut open = 0;
     for table in ["tcp", "tcp6"] {
         let file = format!("/proc/{pid}/net/{table}");
         match fs::read_to_string(&file) {
-            Ok(text) => open += count_open(&text),
+            Ok(text) => open += count_open(&text, kept),
             // A kernel without IPv6 has no tcp6.
             Err(_) if table == "tcp6" => {}
             Err(error) => return Err(error).with_context(|| format!("cannot read {file}")),
@@ -343,10 +410,17 @@ fn open_connections(pid: u32) -> Result<usize> {
     Ok(open)
 }
 
-fn count_open(table: &str) -> usize {
+fn count_open(table: &str, kept: Option<u16>) -> usize {
     // sl local_address rem_address st ...; TCP_LISTEN is 0A, TCP_TIME_WAIT 06.
-    let states = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(3));
-    states.filter(|state| !matches!(*state, "0A" | "06")).count()
+    let kept = kept.map(|port| format!(":{port:04X}"));
+    let open = table.lines().skip(1).filter(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let local = columns.next().unwrap_or_default();
+        let state = columns.nth(1);
+        state.is_some_and(|state| !matches!(state, "0A" | "06"))
+            && !kept.as_ref().is_some_and(|port| local.ends_with(port))
+    });
+    open.count()
 }
 
 #[cfg(test)]
@@ -378,9 +452,10 @@ mod tests {
    0: 00000000:2DBE 00000000:0000 0A 0 0
    1: 0100007F:2DBE 0100007F:0050 01 0 0
    2: 0100007F:2DBE 0100007F:0051 06 0 0
-   3: 0100007F:2DBE 0100007F:0052 05 0 0
+   3: 0100007F:0BBE 0100007F:0052 05 0 0
 ";
-        assert_eq!(count_open(table), 2);
+        assert_eq!(count_open(table, None), 2);
+        assert_eq!(count_open(table, Some(11710)), 1);
     }
 
     #[test]

@@ -17,9 +17,16 @@ pub(super) fn configure(
     certificate: Option<&Certificate>,
 ) -> Result<Configurations> {
     let name = match protocol {
-        Protocol::VlessTcp | Protocol::VlessTlsVision => "vless",
+        Protocol::VlessTcp
+        | Protocol::VlessTlsVision
+        | Protocol::VlessGrpc
+        | Protocol::VlessXhttp
+        | Protocol::VlessHttpUpgrade => "vless",
         Protocol::VmessTcp | Protocol::VmessWs => "vmess",
+        Protocol::TrojanTls => "trojan",
         Protocol::Shadowsocks | Protocol::Shadowsocks2022 => "shadowsocks",
+        Protocol::Socks => "socks",
+        Protocol::Http => "http",
         Protocol::Hysteria2 => bail!("{program} has no {protocol}"),
     };
     let log = json!({ "loglevel": "warning" });
@@ -29,7 +36,7 @@ pub(super) fn configure(
             "listen": "::",
             "port": PORT,
             "protocol": name,
-            "settings": server_settings(protocol),
+            "settings": server_settings(name, protocol),
             "streamSettings": stream(protocol, certificate, true),
         }],
         "outbounds": [{ "protocol": "freedom" }],
@@ -47,7 +54,7 @@ pub(super) fn configure(
         json!({
             "tag": format!("to-{}", tag(family)),
             "protocol": name,
-            "settings": client_settings(protocol, family),
+            "settings": client_settings(name, protocol, family),
             "streamSettings": stream(protocol, certificate, false),
         })
     });
@@ -80,15 +87,16 @@ fn cipher(protocol: Protocol) -> (&'static str, &'static str) {
     }
 }
 
-fn server_settings(protocol: Protocol) -> Value {
-    match protocol {
-        Protocol::VlessTcp | Protocol::VlessTlsVision => json!({
+fn server_settings(name: &str, protocol: Protocol) -> Value {
+    match name {
+        "vless" => json!({
             "clients": [{ "id": USER, "flow": flow(protocol) }],
             "decryption": "none",
         }),
-        Protocol::VmessTcp | Protocol::VmessWs => {
-            json!({ "clients": [{ "id": USER, "alterId": 0 }] })
-        }
+        "vmess" => json!({ "clients": [{ "id": USER, "alterId": 0 }] }),
+        "trojan" => json!({ "clients": [{ "password": PASSWORD }] }),
+        "socks" => json!({ "auth": "noauth", "udp": false }),
+        "http" => json!({}),
         _ => {
             let (method, password) = cipher(protocol);
             json!({ "method": method, "password": password, "network": "tcp" })
@@ -96,17 +104,21 @@ fn server_settings(protocol: Protocol) -> Value {
     }
 }
 
-fn client_settings(protocol: Protocol, family: Family) -> Value {
+fn client_settings(name: &str, protocol: Protocol, family: Family) -> Value {
     let address = addresses(family).proxy_client;
-    match protocol {
-        Protocol::VlessTcp | Protocol::VlessTlsVision => {
+    match name {
+        "vless" => {
             let user = json!({ "id": USER, "flow": flow(protocol), "encryption": "none" });
             json!({ "vnext": [{ "address": address, "port": PORT, "users": [user] }] })
         }
-        Protocol::VmessTcp | Protocol::VmessWs => {
+        "vmess" => {
             let user = json!({ "id": USER, "alterId": 0, "security": "aes-128-gcm" });
             json!({ "vnext": [{ "address": address, "port": PORT, "users": [user] }] })
         }
+        "trojan" => {
+            json!({ "servers": [{ "address": address, "port": PORT, "password": PASSWORD }] })
+        }
+        "socks" | "http" => json!({ "servers": [{ "address": address, "port": PORT }] }),
         _ => {
             let (method, password) = cipher(protocol);
             let server = json!({
@@ -118,8 +130,17 @@ fn client_settings(protocol: Protocol, family: Family) -> Value {
 }
 
 fn stream(protocol: Protocol, certificate: Option<&Certificate>, server: bool) -> Value {
-    if protocol == Protocol::VmessWs {
-        return json!({ "network": "ws", "wsSettings": { "path": "/lab" } });
+    let at_path = json!({ "path": "/lab" });
+    match protocol {
+        Protocol::VmessWs => return json!({ "network": "ws", "wsSettings": at_path }),
+        Protocol::VlessXhttp => return json!({ "network": "xhttp", "xhttpSettings": at_path }),
+        Protocol::VlessHttpUpgrade => {
+            return json!({ "network": "httpupgrade", "httpupgradeSettings": at_path });
+        }
+        Protocol::VlessGrpc => {
+            return json!({ "network": "grpc", "grpcSettings": { "serviceName": "lab" } });
+        }
+        _ => {}
     }
     let Some(Certificate { certificate, key }) = certificate else {
         return json!({ "network": "tcp" });

@@ -155,9 +155,9 @@ impl Ticking {
                 progress.suspend(|| tracer.print(comparison.measurement()));
             }
             progress.suspend(|| intervals.print_due(comparisons, sink))?;
-            let mut total = 0;
+            let mut total = 0_u64;
             for comparison in &mut *comparisons {
-                total += comparison.billed_so_far()?;
+                total = total.saturating_add(comparison.billed_so_far()?);
             }
             progress.advance();
             progress.set_message(units::format_bytes(total, sink.units()));

@@ -3,7 +3,10 @@
 //! The programs hang on tracepoints, which are the same for the whole host: they are told the target's
 //! cgroups and network namespaces, and look away from everything else.
 
-use std::{fs, os::fd::AsFd as _, os::fd::AsRawFd as _};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
@@ -27,6 +30,8 @@ const PROGRAMS: [(&str, &str); 3] = [
 const ICMP: (&str, &str) = ("count_icmp", "icmp_send");
 const REMEMBER_UDP: &str = "remember_udp";
 
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why it is not counted on this kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
@@ -44,10 +49,27 @@ pub enum Unavailable {
     Refused {
         /// The program.
         program: &'static str,
-        /// What aya says.
+        /// What the kernel or aya says.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Cause,
     },
+}
+
+impl Unavailable {
+    /// The reason and what caused it, in one line.
+    pub fn with_causes(&self) -> String {
+        let causes: Vec<String> = anyhow::Chain::new(self).map(ToString::to_string).collect();
+        causes.join(": ")
+    }
+}
+
+/// The kernel's answer without the verifier's log, which is of no use to who reads a report.
+fn refused(program: &'static str, source: Cause) -> Unavailable {
+    let source = match super::errno(&*source) {
+        Some(errno) => io::Error::from_raw_os_error(errno).into(),
+        None => source,
+    };
+    Unavailable::Refused { program, source }
 }
 
 /// What the programs must know of the running kernel: constants at load.
@@ -181,12 +203,9 @@ impl Answered {
 }
 
 fn attach_tracepoints(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
-    let refused = |program, source: Box<dyn std::error::Error + Send + Sync>| {
-        Unavailable::Refused { program, source }
-    };
     let btf = AyaBtf::from_sys_fs().map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
     for (name, tracepoint) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
-        let mut attach = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let mut attach = || -> Result<(), Cause> {
             let program = ebpf.program_mut(name).ok_or("it is not in the object")?;
             let program: &mut BtfTracePoint = program.try_into()?;
             program.load(tracepoint, &btf)?;
@@ -199,7 +218,7 @@ fn attach_tracepoints(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable
 }
 
 fn attach_release(ebpf: &mut Ebpf, directory: &fs::File) -> Result<(), Unavailable> {
-    let mut attach = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut attach = || -> Result<(), Cause> {
         let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
         let program: &mut CgroupSock = program.try_into()?;
         if program.fd().is_err() {
@@ -208,7 +227,7 @@ fn attach_release(ebpf: &mut Ebpf, directory: &fs::File) -> Result<(), Unavailab
         program.attach(directory, CgroupAttachMode::Single)?;
         Ok(())
     };
-    attach().map_err(|source| Unavailable::Refused { program: REMEMBER_UDP, source })
+    attach().map_err(|error| refused(REMEMBER_UDP, error))
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Error> {

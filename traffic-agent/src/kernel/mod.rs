@@ -314,12 +314,14 @@ impl Counter {
             })?;
             for Element(element) in per_cpu.iter() {
                 for (sum, cell) in cells.iter_mut().zip(element) {
-                    sum.packets += cell.packets;
-                    sum.bytes += cell.bytes;
-                    sum.wire_packets += cell.wire_packets;
-                    sum.wire_bytes += cell.wire_bytes;
-                    sum.payload_bytes += cell.payload_bytes;
-                    sum.retransmitted_bytes += cell.retransmitted_bytes;
+                    // Beyond a u64 the sum stands at the limit, which the report recognises.
+                    sum.packets = sum.packets.saturating_add(cell.packets);
+                    sum.bytes = sum.bytes.saturating_add(cell.bytes);
+                    sum.wire_packets = sum.wire_packets.saturating_add(cell.wire_packets);
+                    sum.wire_bytes = sum.wire_bytes.saturating_add(cell.wire_bytes);
+                    sum.payload_bytes = sum.payload_bytes.saturating_add(cell.payload_bytes);
+                    sum.retransmitted_bytes =
+                        sum.retransmitted_bytes.saturating_add(cell.retransmitted_bytes);
                 }
             }
         }

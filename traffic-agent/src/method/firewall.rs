@@ -221,7 +221,9 @@ impl Reading {
     /// Absolute bytes of the counted rules; `None` where no rule counts the direction.
     pub fn bytes(&self, direction: Direction) -> Option<u64> {
         let counted = self.rules.iter().filter(|rule| rule.counted && rule.direction == direction);
-        self.coverage.has(direction).then(|| counted.map(|rule| rule.bytes).sum())
+        self.coverage
+            .has(direction)
+            .then(|| counted.map(|rule| rule.bytes).fold(0, u64::saturating_add))
     }
 
     /// Why there is nothing to sum up, if so.
@@ -271,7 +273,9 @@ impl Measured {
     /// Bytes of the counted rules; `None` where no rule counts the direction.
     pub fn bytes(&self, direction: Direction) -> Option<u64> {
         let counted = self.rules.iter().filter(|rule| rule.counted && rule.direction == direction);
-        self.coverage.has(direction).then(|| counted.map(|rule| rule.bytes).sum())
+        self.coverage
+            .has(direction)
+            .then(|| counted.map(|rule| rule.bytes).fold(0, u64::saturating_add))
     }
 
     /// The row of the table of methods.

@@ -186,7 +186,7 @@ fn write_retransmitted(
         let sum = ledger::sum(&target.cells, |cell| cell.scope == Scope::Billed && cell.leg == leg);
         let [ingress, egress] =
             [sum.ingress, sum.egress].map(|counters| counters.retransmitted_bytes);
-        if ingress + egress != 0 {
+        if ingress != 0 || egress != 0 {
             let [ingress, egress] =
                 [ingress, egress].map(|bytes| format_bytes(bytes, options.units));
             legs.push(format!("{} leg {ingress} in, {egress} out", word(&leg)));

@@ -71,8 +71,8 @@ pub fn directory(workspace: &Workspace) -> PathBuf {
     workspace.target().join("ebpf")
 }
 
-/// Builds the object and returns its bytes.
-pub fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<Vec<u8>> {
+/// Builds the object and returns its bytes. Features are for tests: the committed object has none.
+pub fn build(workspace: &Workspace, toolchain: &Toolchain, features: &[&str]) -> Result<Vec<u8>> {
     let linkers = toolchain.linker.parent().context("the linker has no directory")?;
     let directory = directory(workspace);
     let mut cargo = workspace.cargo();
@@ -84,6 +84,7 @@ pub fn build(workspace: &Workspace, toolchain: &Toolchain) -> Result<Vec<u8>> {
     }
     cargo
         .args(["build", "--package", PACKAGE, "--bin", "traffic", "--locked", "--profile", "ebpf"])
+        .args(["--features", &features.join(",")])
         .args(["--target", TARGET, "--target-dir"])
         .arg(&directory);
     for setting in PROFILE {

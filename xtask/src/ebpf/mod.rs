@@ -28,6 +28,9 @@ pub struct Options {
     /// Change nothing: fail unless the committed object belongs to the sources
     #[arg(long)]
     check: bool,
+    /// Build one that counts with plain adds, for a test, into the build directory
+    #[arg(long, conflicts_with = "check")]
+    plain_adds: bool,
 }
 
 /// Where the committed object and its manifest are.
@@ -38,6 +41,10 @@ struct Prebuilt {
 
 /// Builds the object, or checks the committed one.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    if options.plain_adds {
+        println!("{}", plain_adds(workspace)?.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     let directory = workspace.root().join("traffic-ebpf/prebuilt");
     let prebuilt = Prebuilt {
         object: directory.join("traffic.bpf.o"),
@@ -46,10 +53,19 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if options.check { check(workspace, &prebuilt) } else { write(workspace, &prebuilt) }
 }
 
+/// Builds the object with plain adds in place of the atomic ones, and returns where it is.
+pub fn plain_adds(workspace: &Workspace) -> Result<PathBuf> {
+    let toolchain = Toolchain::find_or_install(workspace)?;
+    let object = build::build(workspace, &toolchain, &["plain-adds"])?;
+    let path = build::directory(workspace).join("plain-adds.bpf.o");
+    fs::write(&path, &object).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
 fn write(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     let sources = Sources::read(workspace)?;
     let toolchain = Toolchain::find_or_install(workspace)?;
-    let object = build::build(workspace, &toolchain)?;
+    let object = build::build(workspace, &toolchain, &[])?;
     let manifest = Manifest::new(&object, sources, &toolchain);
     if let Some(directory) = prebuilt.object.parent() {
         fs::create_dir_all(directory)
@@ -83,7 +99,7 @@ fn check(workspace: &Workspace, prebuilt: &Prebuilt) -> Result<ExitCode> {
     println!("sources: as recorded in the manifest");
 
     let toolchain = Toolchain::find_or_install(workspace)?;
-    let rebuilt = build::build(workspace, &toolchain)?;
+    let rebuilt = build::build(workspace, &toolchain, &[])?;
     let other_tools = recorded.tool_differences(&toolchain);
     if other_tools.is_empty() {
         if rebuilt != committed {

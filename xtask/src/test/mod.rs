@@ -19,7 +19,7 @@ use serde_json::Value;
 use self::{kernel::Version, tally::Tally};
 use crate::{
     command::{self, announce},
-    debian,
+    debian, ebpf,
     workspace::Workspace,
 };
 
@@ -27,6 +27,9 @@ use crate::{
 const PACKAGE: &str = "traffic-tests";
 /// Its test targets that begin so are end to end, with real proxies; the others are kernel tests.
 const END_TO_END: &str = "proxy_";
+
+/// The test that loads an object with plain adds, which is built for nothing else.
+const PLAIN_ADDS: &str = "plain_adds_lose_what_they_lose";
 
 /// Flags of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -81,6 +84,11 @@ impl Options {
         }
         self.filter = Some(word);
         Ok(None)
+    }
+
+    /// Whether the filter leaves this test.
+    fn runs(&self, test: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| test.contains(filter))
     }
 }
 
@@ -140,6 +148,11 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         tools::proxies(workspace)?;
     }
 
+    let plain_adds = match parts.kernel && options.runs(PLAIN_ADDS) {
+        true => Some(ebpf::plain_adds(workspace)?),
+        false => None,
+    };
+
     let mut tally = Tally::default();
     if parts.unit {
         announce("unit tests");
@@ -161,6 +174,9 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
             .env("PATH", command::path_with(&bin)?);
         if let Some(object) = object {
             cargo.env("TRAFFIC_AGENT_OBJECT", object);
+        }
+        if let Some(object) = plain_adds {
+            cargo.env("TRAFFIC_PLAIN_ADDS_OBJECT", object);
         }
         tally.add(run_tests(&mut cargo)?);
     }
@@ -315,6 +331,14 @@ mod tests {
         assert_eq!(parse(&["wire", "--kernel"]).unwrap(), (None, word("wire"), kernel));
         assert!(parse(&["--kernel", "wire", "leg"]).is_err());
         assert!(parse(&["--kernel", "6.1", "--e2e"]).is_err());
+    }
+
+    #[test]
+    fn what_a_test_needs_is_made_only_if_the_filter_leaves_it() {
+        let filtered = |filter: &str| Options { filter: Some(filter.into()), ..Options::default() };
+        assert!(Options::default().runs(PLAIN_ADDS));
+        assert!(filtered("plain_adds").runs(PLAIN_ADDS));
+        assert!(!filtered("fifty_million").runs(PLAIN_ADDS));
     }
 
     #[test]

@@ -32,10 +32,15 @@ pub fn directory(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("bin")
 }
 
-/// Makes sure that the firewall tools and tcpdump are there.
+/// Makes sure that the firewall tools, tcpdump and ip are there.
 pub fn firewall() -> Result<()> {
-    let wanted =
-        [("iptables", "iptables"), ("nft", "nftables"), ("ufw", "ufw"), ("tcpdump", "tcpdump")];
+    let wanted = [
+        ("iptables", "iptables"),
+        ("nft", "nftables"),
+        ("ufw", "ufw"),
+        ("tcpdump", "tcpdump"),
+        ("ip", "iproute2"),
+    ];
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| command::find(program, &["/usr/sbin", "/sbin"]).is_none())
