@@ -1,7 +1,8 @@
 //! `cargo xtask test --kernel 6.1`: the same agent and the same tests on another kernel, in qemu.
 //!
-//! The processor is emulated, so that it works on any machine and takes its time: the self-test and the
-//! tests of the core run, one after the other, from an initramfs that holds nothing else.
+//! The processor is emulated, so that it works on any machine and takes its time: the programs are
+//! loaded, the self-test and the tests of the core run, one after the other, from an initramfs that holds
+//! nothing else.
 
 mod guest;
 mod initramfs;
@@ -21,7 +22,7 @@ use crate::{command, command::announce, debian, workspace::Workspace};
 /// has.
 pub const TARGETS: [&str; 5] = ["wire_tcp", "wire_udp", "headers", "leg", "without_port"];
 
-/// A test that a guest cannot run, with the reason, and the first kernel that can.
+/// Tests that older kernels have no such feature for, with the reason, and the first kernel that has.
 const EXCEPTIONS: [(&str, &str, (u32, u32)); 2] = [
     (
         "options_and_extension_headers_are_part_of_every_datagram",
@@ -35,6 +36,8 @@ const EXCEPTIONS: [(&str, &str, (u32, u32)); 2] = [
 pub struct Programs {
     /// The agent.
     pub agent: PathBuf,
+    /// Prints what the kernel's verifier says of the programs.
+    pub verifier: PathBuf,
     /// The helper of the tests.
     pub helper: PathBuf,
     /// The test programs, with the names of their targets.
