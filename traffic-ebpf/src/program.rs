@@ -352,9 +352,10 @@ fn cell_of(skb: *mut __sk_buff, tables: *mut u8, direction: u32, headers: Header
         port = port_in_packet(skb, direction, headers);
     }
     let entry = port_entry(headers.port_table(), port);
-    let slot = match slot_at(tables, entry) {
-        SLOT_NONE => unknown_port(sk, tables, entry, headers, port),
-        slot => {
+    let slot = match (inherited(sk), slot_at(tables, entry)) {
+        (Some(slot), _) => u64::from(slot),
+        (None, SLOT_NONE) => unknown_port(sk, tables, entry, headers, port),
+        (None, slot) => {
             if TRANSPARENT.load() != 0 {
                 hand_down(sk, slot);
             }
@@ -396,9 +397,6 @@ fn unknown_port(
         }
         return u64::from(slot);
     }
-    if TRANSPARENT.load() != 0 {
-        return inherited(sk).map_or(u64::from(SLOT_NONE), u64::from);
-    }
     u64::from(SLOT_NONE)
 }
 
@@ -415,9 +413,15 @@ fn hand_down(sk: *mut bpf_sock, slot: u8) {
     }
 }
 
-/// Returns the slot that this socket inherited from its listener.
+/// Returns the slot that an accepted socket inherited from its transparent listener. It comes before the
+/// socket's own port, which is anybody's, and may be one on which the target listens, too.
 #[inline(always)]
 fn inherited(sk: *mut bpf_sock) -> Option<u8> {
+    // A listener has what it hands down.
+    // SAFETY: `sk` is not null, as the caller has checked.
+    if TRANSPARENT.load() == 0 || unsafe { (*sk).state } == TCP_LISTEN {
+        return None;
+    }
     // SAFETY: `storage` returns a pointer to a live value.
     storage(sk, 0).map(|stored| unsafe { *stored } as u8)
 }
