@@ -14,7 +14,7 @@ use crate::bench::Bench;
 use crate::clock::{process_time, time_of};
 use crate::comparison::{Against, Comparison, order};
 use crate::sockets::{Bulk, Carried, SMALL, Short, Turns};
-use crate::subject::{ANDROID, EMPTY, Loaded, OURS, SYSTEMD, Subject};
+use crate::subject::{ANDROID, COMPARE, EMPTY, Loaded, SYSTEMD, Subject};
 
 /// The far end's port of bulk data, and of datagrams.
 const PORT: u16 = 8080;
@@ -35,7 +35,7 @@ enum Beside {
 const ALL: [Beside; 7] = [
     Beside::Nothing,
     Beside::Program(EMPTY),
-    Beside::Program(OURS),
+    Beside::Program(COMPARE),
     Beside::Program(SYSTEMD),
     Beside::Program(ANDROID),
     Beside::Rules,
