@@ -79,6 +79,11 @@ impl FarEnd {
         Ok(Self { socket, hardware, address, proxy, port: Cell::new(4000) })
     }
 
+    /// The same, but what it sends is for an address behind the proxy's host, which is to forward it.
+    pub fn towards(self, address: IpAddr) -> Self {
+        Self { proxy: address, ..self }
+    }
+
     /// Its address with a port.
     pub fn at(&self, port: u16) -> SocketAddr {
         (self.address, port).into()
@@ -228,18 +233,31 @@ impl Connection<'_> {
         self.segment(back, flags, payload)
     }
 
+    /// Sends a segment that begins `ahead` bytes after its turn, as one that has overtaken others. The
+    /// connection goes on as if nothing had been.
+    pub fn send_ahead(&self, ahead: u32, flags: u8, payload: &[u8]) -> Result<()> {
+        self.segment(ahead.wrapping_neg(), flags, payload)
+    }
+
     /// Answers the proxy's SYN with the acknowledgement of something that it has never sent.
     pub fn answer_wrongly(&self) -> Result<()> {
         let wrong = Self { expected: self.expected.wrapping_add(1000), ..*self };
         wrong.segment(0, SYN | ACK, &[])
     }
 
-    /// Opens a connection between the same ports, while the proxy still remembers this one.
-    pub fn reopen(self) -> Result<Self> {
+    /// Begins a connection between the same ports, while the proxy still remembers this one: sends its
+    /// SYN.
+    pub fn begin_again(self) -> Result<Self> {
         // Far beyond the old one's numbers, by which the proxy knows that it is new.
         let next = self.next.wrapping_add(1_000_000);
         let mut again = Self { next, expected: 0, ..self };
         again.send(SYN, &[])?;
+        Ok(again)
+    }
+
+    /// The same, to the end of the handshake.
+    pub fn reopen(self) -> Result<Self> {
+        let mut again = self.begin_again()?;
         again.expect(SYN | ACK)?;
         again.send(ACK, &[])?;
         Ok(again)
