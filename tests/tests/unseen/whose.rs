@@ -14,7 +14,7 @@ use traffic_agent::report::{
 use traffic_agent::target::{Cgroup, PortFilter};
 use traffic_lab::handmade::{FarEnd, Side};
 use traffic_lab::link::{End, connect};
-use traffic_lab::packet::{ACK, FIN, Family, Headers, ICMP, ICMPV6};
+use traffic_lab::packet::{ACK, FIN, Family, Headers, ICMP, ICMPV6, RST};
 use traffic_lab::topology::{MTU, addresses};
 use traffic_lab::{CountedCgroup, Namespace, Stack};
 use traffic_tests::factory::Factory;
@@ -302,6 +302,25 @@ fn a_new_syn_into_time_wait_is_acknowledged_when_nobody_listens_any_more() -> Re
         ];
         assert_eq!(of_port(&counted.report), expected, "{family:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn an_extension_header_hides_nothing() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let far = FarEnd::new(&site.lab, Side::Client, Family::Ipv6)?.with_options();
+    let (listener, socket) = (site.factory.tcp_listener(any(PORT))?, site.factory.udp(any(PORT))?);
+    let counting = site.count()?;
+    drop((listener, socket));
+    far.syn(far.fresh_port(), PORT)?;
+    far.receive(|headers| headers.tcp.is_some_and(|tcp| tcp.has(RST)))?;
+    far.datagram(far.fresh_port(), PORT, &[7; PAYLOAD as usize])?;
+    far.receive(is_icmp)?;
+    // 8 bytes more in what comes, and in what the error quotes.
+    let class = Class::of(|_| true).ingress([88, 156]).egress([60, 40 + 8 + 156]);
+    // Errors over IPv6 have no tracepoint.
+    let class = class.traced(|packet| !is_icmp(&packet.headers));
+    class.assert_in(&counting.finish()?, &[tcp(PORT), udp(PORT)]);
     Ok(())
 }
 
