@@ -27,9 +27,9 @@ impl Plan {
     pub const FULL: Self = Self {
         test_rounds: 21,
         repeat: 300_000,
-        rounds: 9,
-        time: Duration::from_millis(400),
-        packets: 100_000,
+        rounds: 7,
+        time: Duration::from_millis(300),
+        packets: 60_000,
         connections: 100_000,
     };
     /// About one minute.

@@ -39,6 +39,12 @@ pub const ANDROID: Subject = Subject { name: "android-like", kind: Kind::Bench("
 /// Counting, and nothing that is chosen at load.
 pub const OURS: Subject = Subject { name: "ours", kind: Kind::Ours(PLAIN) };
 
+/// As `compare` and `exec` load it.
+pub const COMPARE: Subject = Subject {
+    name: "ours, as compare",
+    kind: Kind::Ours(Options { retransmissions: true, answered: true, ..PLAIN }),
+};
+
 const PLAIN: Options =
     Options { trace_packets: 0, transparent: false, retransmissions: false, answered: false };
 
@@ -50,8 +56,7 @@ pub fn features() -> Vec<Subject> {
         ours("ours, transparent", Options { transparent: true, ..PLAIN }),
         ours("ours, retransmissions", Options { retransmissions: true, ..PLAIN }),
         ours("ours, no socket", Options { answered: true, ..PLAIN }),
-        // As `compare` and `exec` load it.
-        ours("ours, as compare", Options { retransmissions: true, answered: true, ..PLAIN }),
+        COMPARE,
         // One packet is traced, all others pass the question whether to trace.
         ours("ours, traced", Options { trace_packets: 1, ..PLAIN }),
     ]

@@ -11,10 +11,10 @@ use traffic_lab::topology::addresses;
 use traffic_lab::{CountedCgroup, Lab, Namespace, Process, Stack};
 
 use crate::bench::Bench;
-use crate::clock::process_time;
+use crate::clock::{process_time, time_of};
 use crate::comparison::{Against, Comparison, order};
 use crate::sockets::{Bulk, Carried, SMALL, Short, Turns};
-use crate::subject::{ANDROID, EMPTY, Loaded, OURS, SYSTEMD, Subject};
+use crate::subject::{ANDROID, COMPARE, EMPTY, Loaded, SYSTEMD, Subject};
 
 /// The far end's port of bulk data, and of datagrams.
 const PORT: u16 = 8080;
@@ -35,7 +35,7 @@ enum Beside {
 const ALL: [Beside; 7] = [
     Beside::Nothing,
     Beside::Program(EMPTY),
-    Beside::Program(OURS),
+    Beside::Program(COMPARE),
     Beside::Program(SYSTEMD),
     Beside::Program(ANDROID),
     Beside::Rules,
@@ -185,7 +185,7 @@ impl<'s> On<'s> {
     fn work(&self) -> Result<Duration> {
         match self {
             Self::Nethogs(processes) => {
-                processes.iter().map(|process| worked(process.pid())).sum::<Result<_>>()
+                processes.iter().map(|process| time_of(process.pid())).sum::<Result<_>>()
             }
             _ => Ok(Duration::ZERO),
         }
@@ -200,14 +200,6 @@ fn nethogs(namespace: &Namespace) -> Result<Process> {
         Process::spawn(command, Place { namespace: Some(namespace), ..Place::default() })?;
     ensure!(process.poll()?.is_none(), "nethogs ends at once: {}", process.log());
     Ok(process)
-}
-
-/// What a process has worked, from the times of its `/proc/PID/schedstat`: ns on the processor first.
-fn worked(pid: u32) -> Result<Duration> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
-        .context("nethogs ended meanwhile")?;
-    let nanoseconds = text.split(' ').next().and_then(|number| number.parse().ok());
-    Ok(Duration::from_nanos(nanoseconds.context("/proc/PID/schedstat has no number")?))
 }
 
 /// Two counting rules of iptables in a namespace. Dropped, they are gone, and the chains with them.

@@ -11,6 +11,7 @@ use traffic_lab::process::Place;
 use traffic_lab::{CountedCgroup, Process};
 
 use crate::bench::Bench;
+use crate::clock::{process_time, time_of};
 use crate::comparison::{Against, Comparison};
 use crate::throughput::wait_until;
 
@@ -60,6 +61,12 @@ fn starting(bench: &mut Bench) -> Result<Vec<Comparison>> {
         "ms",
         ["Counter::load", "Counter::attach", "agent: exec to attached"].map(str::to_owned).to_vec(),
     );
+    // What the same is if nothing else runs on the machine, on one processor.
+    let mut work = question(
+        "start, processor time",
+        "ms",
+        ["Counter::load", "Counter::attach", "agent: exec to attached"].map(str::to_owned).to_vec(),
+    );
     let mut memory = question(
         "memory of a running agent",
         "MiB",
@@ -69,12 +76,14 @@ fn starting(bench: &mut Bench) -> Result<Vec<Comparison>> {
     bench.progress.begin('d', title, rounds);
     for _ in 0..rounds {
         let cgroup = CountedCgroup::new("bench")?;
-        let begin = Instant::now();
+        let (begin, worked) = (Instant::now(), process_time());
         let mut counter = Counter::load(&Options::default())?;
         times.push(0, 0, milliseconds(begin.elapsed()));
-        let begin = Instant::now();
+        work.push(0, 0, milliseconds(process_time() - worked));
+        let (begin, worked) = (Instant::now(), process_time());
         counter.attach(cgroup.path())?;
         times.push(1, 0, milliseconds(begin.elapsed()));
+        work.push(1, 0, milliseconds(process_time() - worked));
         drop(counter);
 
         let cgroup = CountedCgroup::new("bench")?;
@@ -92,6 +101,7 @@ fn starting(bench: &mut Bench) -> Result<Vec<Comparison>> {
             Ok(!query(&directory, Hook::Egress)?.programs.is_empty())
         })?;
         times.push(2, 0, milliseconds(begin.elapsed()));
+        work.push(2, 0, milliseconds(time_of(agent.pid())?));
         // What it allocates at the start is there a moment later.
         std::thread::sleep(Duration::from_millis(100));
         let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
@@ -100,7 +110,7 @@ fn starting(bench: &mut Bench) -> Result<Vec<Comparison>> {
         }
         bench.progress.step();
     }
-    Ok(vec![times, memory])
+    Ok(vec![times, work, memory])
 }
 
 fn milliseconds(time: Duration) -> f64 {

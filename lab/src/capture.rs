@@ -29,7 +29,7 @@ const SLOTS: usize = 1 << 17;
 /// How much the kernel allocates at once.
 const BLOCK_BYTES: usize = 1 << 18;
 /// How long the thread sleeps when the ring is empty.
-const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE: Duration = Duration::from_millis(4);
 
 /// Which end of the link the captured device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

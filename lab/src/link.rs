@@ -98,6 +98,21 @@ pub fn set_gso_max_segments(namespace: &Namespace, device: &str, segments: u32) 
     })
 }
 
+/// Lets the stack send and merge packets of so many bytes for this device, both families: above 64 KiB
+/// that is BIG TCP, since 5.19 for IPv6 and 6.3 for IPv4.
+pub fn set_super_packet_size(namespace: &Namespace, device: &str, bytes: u32) -> Result<()> {
+    set(namespace, device, |message| {
+        message
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(bytes))
+            .append_extra_attribute(LinkAttribute::GroMaxSize(bytes))
+            .append_extra_attribute(LinkAttribute::GsoIpv4MaxSize(bytes))
+            .append_extra_attribute(LinkAttribute::GroIpv4MaxSize(bytes))
+    })
+    .with_context(|| {
+        format!("cannot set gso_max_size of {device} in namespace {}", namespace.name())
+    })
+}
+
 /// Sets the MTU of one end; the other end of a pair needs the same.
 pub fn set_mtu(namespace: &Namespace, device: &str, mtu: u32) -> Result<()> {
     set(namespace, device, |message| message.mtu(mtu)).with_context(|| {

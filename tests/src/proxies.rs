@@ -196,8 +196,9 @@ impl Scene {
         for attempt in 1..=TRIES {
             let measured = match self.measure(family, workload) {
                 Ok(measured) => measured,
-                // Of some thousand connections xray ends one before it has passed on what it got.
-                Err(error) if error.is::<NotCarried>() && workload == MANY && attempt < TRIES => {
+                // Of some thousand connections xray ends one before it has passed on what it got, or one
+                // not at all.
+                Err(error) if error.is::<NotCarried>() && attempt < TRIES => {
                     println!("attempt {attempt} of {TRIES}: {error:#}; once more");
                     continue;
                 }

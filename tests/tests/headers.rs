@@ -16,7 +16,6 @@ use traffic_tests::exchange::carry;
 use traffic_tests::factory::{connect_to, domain};
 use traffic_tests::options::{set_ipv4_options, set_ipv6_header};
 use traffic_tests::site::{Counted, SERVER_PORT, Site, any};
-use traffic_tests::truth::{Applications, Witnesses};
 
 /// Enough for super-packets.
 const BULK_BYTES: usize = 500_000;
@@ -30,24 +29,21 @@ fn upstream(family: Family) -> SocketAddr {
 /// A TCP connection from the counted cgroup to the upstream, both ends prepared, that carries
 /// [`BULK_BYTES`] each way.
 fn bulk_tcp(
-    witnesses: &Witnesses<'_>,
+    site: &Site,
     family: Family,
     prepare: impl Fn(&OwnedFd) -> Result<()>,
     prepare_server: impl Fn(&TcpListener) -> Result<()>,
 ) -> Result<Counted> {
-    let site = witnesses.site();
-    witnesses.hold(&[], || {
-        let server: TcpListener =
-            site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
-        prepare_server(&server)?;
-        let to = upstream(family);
-        let socket = site.factory.socket(domain(to), libc::SOCK_STREAM, 0)?;
-        prepare(&socket)?;
-        connect_to(&socket, to)?;
-        let (server, _) = server.accept()?;
-        carry(&server, &TcpStream::from(socket), BULK_BYTES)?;
-        Ok(Some(Applications::both_ways(0, BULK_BYTES)))
-    })
+    let counting = site.count()?;
+    let server: TcpListener = site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
+    prepare_server(&server)?;
+    let to = upstream(family);
+    let socket = site.factory.socket(domain(to), libc::SOCK_STREAM, 0)?;
+    prepare(&socket)?;
+    connect_to(&socket, to)?;
+    let (server, _) = server.accept()?;
+    carry(&server, &TcpStream::from(socket), BULK_BYTES)?;
+    counting.finish()
 }
 
 /// Super-packets were sent: the header was repeated, not only read.
@@ -79,11 +75,11 @@ fn record_route() -> Vec<u8> {
 #[test]
 fn ipv4_options_are_part_of_every_segment_of_tcp() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     for options in [nops(4), nops(12), nops(40), record_route()] {
         let prepare = |socket: &OwnedFd| set_ipv4_options(socket, &options);
         let prepare_server = |socket: &TcpListener| set_ipv4_options(socket, &options);
-        let counted = bulk_tcp(&witnesses, Family::Ipv4, prepare, prepare_server)?;
+        let counted = bulk_tcp(&site, Family::Ipv4, prepare, prepare_server)?;
+        counted.assert_books_equal_capture(&[]);
         assert_segmented(&counted);
         // 20 IP, 20 TCP, 12 timestamps.
         assert_eq!(header_bytes(&counted), 52 + options.len() as u64);
@@ -94,7 +90,6 @@ fn ipv4_options_are_part_of_every_segment_of_tcp() -> Result<()> {
 #[test]
 fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     for (hop_by_hop, destination) in [(8, 0), (0, 8), (0, 64), (16, 24), (24, 72)] {
         let headers = [(libc::IPV6_HOPOPTS, hop_by_hop), (libc::IPV6_DSTOPTS, destination)];
         let headers: Vec<(i32, usize)> = headers.into_iter().filter(|one| one.1 > 0).collect();
@@ -103,8 +98,8 @@ fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
                 .iter()
                 .try_for_each(|&(option, bytes)| set_ipv6_header(&socket.as_fd(), option, bytes))
         };
-        let counted =
-            bulk_tcp(&witnesses, Family::Ipv6, |socket| set(socket), |socket| set(socket))?;
+        let counted = bulk_tcp(&site, Family::Ipv6, |socket| set(socket), |socket| set(socket))?;
+        counted.assert_books_equal_capture(&[]);
         assert_segmented(&counted);
         // 40 IPv6, 20 TCP, 12 timestamps.
         assert_eq!(header_bytes(&counted), 72 + (hop_by_hop + destination) as u64);
@@ -116,10 +111,10 @@ fn ipv6_extension_headers_are_part_of_every_segment_of_tcp() -> Result<()> {
 fn tcp_without_timestamps_has_shorter_headers() -> Result<()> {
     for (timestamps, ipv4, ipv6) in [("0", 40, 60), ("1", 52, 72)] {
         let site = Site::new(Stack::GsoGro)?;
-        let witnesses = Witnesses::of(&site)?;
         site.lab.proxy.sysctl("ipv4/tcp_timestamps", timestamps)?;
         for (family, expected) in [(Family::Ipv4, ipv4), (Family::Ipv6, ipv6)] {
-            let counted = bulk_tcp(&witnesses, family, |_| Ok(()), |_| Ok(()))?;
+            let counted = bulk_tcp(&site, family, |_| Ok(()), |_| Ok(()))?;
+            counted.assert_books_equal_capture(&[]);
             assert_segmented(&counted);
             assert_eq!(header_bytes(&counted), expected);
         }
@@ -129,47 +124,44 @@ fn tcp_without_timestamps_has_shorter_headers() -> Result<()> {
 
 /// Datagrams with prepared headers, plain and segmented by the kernel, and their echoes.
 fn datagrams(
-    witnesses: &Witnesses<'_>,
+    site: &Site,
     family: Family,
     prepare: impl Fn(&UdpSocket) -> Result<()>,
 ) -> Result<Counted> {
-    let site = witnesses.site();
-    witnesses.hold(&[], || {
-        let receive = Receive { listen: any(SERVER_PORT), echo: true, gro: false };
-        let _server = Receiver::start(&site.lab.upstream, receive)?;
-        let to = upstream(family);
-        for segment in [None, Some(DATAGRAM as i32)] {
-            let socket = site.factory.udp_unbound(to)?;
-            prepare(&socket)?;
-            socket.connect(to)?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-            if let Some(segment) = segment {
-                setsockopt(&socket, sockopt::UdpGsoSegment, &segment)?;
-            }
-            // Seven datagrams, the last one short.
-            let bytes = if segment.is_some() { 6 * DATAGRAM + 1 } else { DATAGRAM };
-            assert_eq!(socket.send(&vec![3; bytes])?, bytes);
-            let mut echoed = 0;
-            while echoed < bytes {
-                echoed += socket.recv(&mut [0; 2 * DATAGRAM]).with_context(|| {
-                    format!("{echoed} of {bytes} bytes were echoed, in segments of {segment:?}")
-                })?;
-            }
+    let counting = site.count()?;
+    let receive = Receive { listen: any(SERVER_PORT), echo: true, gro: false };
+    let _server = Receiver::start(&site.lab.upstream, receive)?;
+    let to = upstream(family);
+    for segment in [None, Some(DATAGRAM as i32)] {
+        let socket = site.factory.udp_unbound(to)?;
+        prepare(&socket)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        if let Some(segment) = segment {
+            setsockopt(&socket, sockopt::UdpGsoSegment, &segment)?;
         }
-        Ok(Some(Applications::both_ways(0, 7 * DATAGRAM + 1)))
-    })
+        // Seven datagrams, the last one short.
+        let bytes = if segment.is_some() { 6 * DATAGRAM + 1 } else { DATAGRAM };
+        assert_eq!(socket.send(&vec![3; bytes])?, bytes);
+        let mut echoed = 0;
+        while echoed < bytes {
+            echoed += socket.recv(&mut [0; 2 * DATAGRAM]).with_context(|| {
+                format!("{echoed} of {bytes} bytes were echoed, in segments of {segment:?}")
+            })?;
+        }
+    }
+    counting.finish()
 }
 
 #[test]
 fn options_and_extension_headers_are_part_of_every_datagram() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
-    let witnesses = Witnesses::of(&site)?;
     let by_option = |bytes: usize| {
         let options = if bytes == 40 { record_route() } else { nops(bytes) };
-        datagrams(&witnesses, Family::Ipv4, |socket| set_ipv4_options(socket, &options))
+        datagrams(&site, Family::Ipv4, |socket| set_ipv4_options(socket, &options))
     };
     let by_header = |option, bytes| {
-        datagrams(&witnesses, Family::Ipv6, |socket| set_ipv6_header(socket, option, bytes))
+        datagrams(&site, Family::Ipv6, |socket| set_ipv6_header(socket, option, bytes))
     };
     let runs = [
         (by_option(4)?, 20 + 4),
@@ -178,6 +170,7 @@ fn options_and_extension_headers_are_part_of_every_datagram() -> Result<()> {
         (by_header(libc::IPV6_HOPOPTS, 32)?, 40 + 32),
     ];
     for (counted, ip_header) in runs {
+        counted.assert_books_equal_capture(&[]);
         let egress = counted.report.totals.billed.egress;
         let payload = (7 * DATAGRAM + 1) as u64;
         assert_eq!((egress.packets, egress.wire_packets), (2, 1 + 7));

@@ -119,6 +119,23 @@ fn tcp_behind_a_redirect_is_the_listeners_on_both_legs() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_was_meant_for_a_port_of_the_proxys_own_is_the_transparent_listeners() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    intercept(&site.lab, "tcp", PUBLIC_PORT, RELAY_PORT)?;
+    let transparent = transparent_listener(&site)?;
+    let _ordinary = site.factory.tcp_listener(any(PUBLIC_PORT))?;
+    for family in FAMILIES {
+        let counting = site.count()?;
+        through(&site, family, &transparent, (elsewhere(family, 1), PUBLIC_PORT).into())?;
+        let counted = counting.finish()?;
+        let captured = of_capture_as(&counted.trace, tcp(PUBLIC_PORT), |_| RELAY_PORT);
+        assert_eq!(counted.books(), captured);
+        assert_legs_are_the_links(&counted);
+    }
+    Ok(())
+}
+
 /// A transparent UDP inbound takes datagrams for anybody with one socket, and answers each from a socket
 /// that is bound to the address which the client knows: on purpose, so that it is the client leg, too.
 #[test]

@@ -70,6 +70,16 @@ fn tcp_without_timestamps_is_exact_in_every_cell() -> Result<()> {
 }
 
 #[test]
+fn ipv4_options_are_exact_in_every_cell() -> Result<()> {
+    check_variant(Variant::Ipv4Options)
+}
+
+#[test]
+fn ipv6_extension_headers_are_exact_in_every_cell() -> Result<()> {
+    check_variant(Variant::Ipv6Headers)
+}
+
+#[test]
 fn sockets_with_v4_mapped_addresses_are_exact_in_every_cell() -> Result<()> {
     check_variant(Variant::Mapped)
 }
@@ -77,4 +87,11 @@ fn sockets_with_v4_mapped_addresses_are_exact_in_every_cell() -> Result<()> {
 #[test]
 fn a_proxy_in_a_sub_cgroup_is_exact_in_every_cell() -> Result<()> {
     check_variant(Variant::SubCgroup)
+}
+
+#[test]
+fn super_packets_above_64_kib_are_exact_in_every_cell() -> Result<()> {
+    let (stack, processors) = (Stack::GsoGro, Processors::All);
+    // Without offloads there are none. Down, up, and both at once.
+    check(Setting { stack, processors, variant: Variant::BigTcp }, &TCP[..3])
 }

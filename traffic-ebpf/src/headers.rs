@@ -11,6 +11,8 @@ use traffic_ebpf::{
     PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, TABLE_BYTES,
 };
 
+use crate::program::masked;
+
 // Protocol numbers. Source: IANA "Assigned Internet Protocol Numbers".
 const HOP_BY_HOP: u8 = 0;
 const ICMP: u8 = 1;
@@ -217,25 +219,52 @@ fn parse_ipv4(data: usize, end: usize) -> Option<Headers> {
     transport(data + l3, end, l3 as u64, protocol, IPV4)
 }
 
-/// Whether a header is one of IPv6's own, with another one behind it.
-#[inline(always)]
-pub fn is_extension(header: u8) -> bool {
-    matches!(
-        header,
-        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
-    )
+/// How long an extension header is: `((units & mask) + more) << shift`, `units` being its second byte.
+/// All zero where a number is no extension header's.
+#[derive(Clone, Copy)]
+pub struct Extension {
+    mask: u8,
+    more: u8,
+    shift: u8,
 }
 
-/// Returns the length of an extension header, of which `units` is the second byte.
-///
-/// Source: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
-#[inline(always)]
-pub fn extension_bytes(header: u8, units: u8) -> usize {
-    let units = usize::from(units);
-    match header {
-        FRAGMENT => 8,
-        AUTHENTICATION => (units + 2) * 4,
-        _ => (units + 1) * 8,
+/// By protocol number. A table in memory and not a match, because the verifier follows every arm of a
+/// match with all that comes after, eight headers deep.
+static EXTENSIONS: [Extension; 256] = {
+    let mut table = [Extension { mask: 0, more: 0, shift: 0 }; 256];
+    // Source of the units: RFC 8200, section 4; for AH: RFC 4302, section 2.2.
+    let ordinary = Extension { mask: 0xff, more: 1, shift: 3 };
+    table[HOP_BY_HOP as usize] = ordinary;
+    table[ROUTING as usize] = ordinary;
+    table[DESTINATION_OPTIONS as usize] = ordinary;
+    table[MOBILITY as usize] = ordinary;
+    table[FRAGMENT as usize] = Extension { mask: 0, more: 1, shift: 3 };
+    table[AUTHENTICATION as usize] = Extension { mask: 0xff, more: 2, shift: 2 };
+    table
+};
+
+impl Extension {
+    /// What is known of a header with this protocol number; `None` if it is no extension header.
+    #[inline(always)]
+    pub fn of(header: u8) -> Option<Self> {
+        let known = &EXTENSIONS[usize::from(header)];
+        // Each field by itself: all three at once would be bytes of one number to the compiler.
+        // SAFETY: a live static.
+        let more = unsafe { (&raw const known.more).read_volatile() };
+        if more == 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        let mask = unsafe { (&raw const known.mask).read_volatile() };
+        // SAFETY: as above.
+        let shift = unsafe { (&raw const known.shift).read_volatile() };
+        Some(Self { mask, more, shift })
+    }
+
+    /// The length of the header, of which `units` is the second byte.
+    #[inline(always)]
+    pub fn bytes(self, units: u8) -> u64 {
+        (u64::from(units & self.mask) + u64::from(self.more)) << (self.shift & 3)
     }
 }
 
@@ -245,21 +274,21 @@ fn parse_ipv6(data: usize, end: usize, gso_size: u32) -> Option<Headers> {
     let mut next = read::<IPV6_HEADER>(data, end)?[6];
     let mut l3 = IPV6_HEADER;
     for _ in 0..EXTENSION_HEADERS {
-        if !is_extension(next) {
-            break;
-        }
+        let Some(extension) = Extension::of(next) else { break };
         let header = read::<8>(data + l3, end)?;
-        let units = usize::from(header[1]);
         // The kernel puts a hop-by-hop jumbo header into super-packets above 64 kB and takes it out
         // before the wire. Source: `ipv6_hopopt_jumbo_remove()`, include/net/ipv6.h, since 5.19.
-        if next == HOP_BY_HOP && units == 0 && header[2] == OPTION_JUMBO && gso_size != 0 {
+        if next == HOP_BY_HOP && header[1] == 0 && header[2] == OPTION_JUMBO && gso_size != 0 {
             let at = data + l3 + JUMBO_HEADER as usize;
             return Some(transport(at, end, l3 as u64, header[0], IPV6)?.with_jumbo());
         }
-        if next == FRAGMENT && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
-            return transport(data + l3 + 8, end, l3 as u64 + 8, FRAGMENT, IPV6);
+        let is_later = next == FRAGMENT && u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0;
+        let length = extension.bytes(header[1]);
+        // Eight headers of at most 2,048 bytes behind the first 40: the mask changes nothing.
+        l3 = masked::<0x7fff>(l3 as u64 + length) as usize;
+        if is_later {
+            return Some(Headers::new(IPV6, PORT_SLOT_UPSTREAM_OTHER, l3 as u64, 0));
         }
-        l3 += extension_bytes(next, header[1]);
         next = header[0];
     }
     transport(data + l3, end, l3 as u64, next, IPV6)
@@ -277,7 +306,7 @@ pub fn read_transport<'a, const N: usize>(
     // SAFETY: the kernel hands a valid context to the program.
     let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
     // Eight headers of at most 2,048 bytes behind the first 40: the mask changes nothing.
-    let transport = super::program::masked::<0x7fff>(headers.transport());
+    let transport = masked::<0x7fff>(headers.transport());
     read(data + transport as usize + offset as usize, end)
 }
 

@@ -20,7 +20,7 @@ use traffic_lab::packet::Family;
 use traffic_lab::topology::addresses;
 
 use super::writing::{CONTENT, ZeroCopy, send_file};
-use super::{Ends, join};
+use super::{Ends, Variant, join};
 use crate::factory::mapped;
 use crate::site::{SERVER_PORT, any};
 use crate::truth::{Applications, Carried};
@@ -82,14 +82,14 @@ impl Datagrams {
         let (lab, family) = (&ends.site.lab, ends.family);
         let to_proxy: SocketAddr = (addresses(family).proxy_client, PORT).into();
         let to_server = ends.server();
-        let server = far_socket(&lab.upstream, any(SERVER_PORT))?;
-        let listener = prepared(ends.factory.udp(any(PORT))?)?;
+        let server = far_socket(&lab.upstream, any(SERVER_PORT), ends.variant)?;
+        let listener = prepared(ends.factory.udp(any(PORT))?, ends.variant)?;
         setsockopt(&listener, sockopt::UdpGroSegment, &self.gro).context("UDP_GRO")?;
         let mut applications = Applications::default();
         let mut zero_copies = 0;
         for _ in 0..self.flows {
-            let client = far_socket(&lab.client, unspecified(family))?;
-            let upstream = prepared(ends.factory.udp_unbound(to_server)?)?;
+            let client = far_socket(&lab.client, unspecified(family), ends.variant)?;
+            let upstream = prepared(ends.factory.udp_unbound(to_server)?, ends.variant)?;
             setsockopt(&upstream, sockopt::UdpGroSegment, &self.gro).context("UDP_GRO")?;
             upstream.connect(to_server)?;
             let client_address =
@@ -252,11 +252,13 @@ fn receive_merged(socket: &UdpSocket, buffer: &mut [u8]) -> Result<Vec<usize>> {
     }
 }
 
-fn far_socket(namespace: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
-    prepared(namespace.run_in(|| UdpSocket::bind(address))??)
+fn far_socket(namespace: &Namespace, address: SocketAddr, variant: Variant) -> Result<UdpSocket> {
+    prepared(namespace.run_in(|| UdpSocket::bind(address))??, variant)
 }
 
-fn prepared(socket: UdpSocket) -> Result<UdpSocket> {
+fn prepared(socket: UdpSocket, variant: Variant) -> Result<UdpSocket> {
+    variant.dress_early(&socket)?;
+    variant.dress_late(&socket)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("SO_RCVBUFFORCE")?;
     Ok(socket)

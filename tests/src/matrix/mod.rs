@@ -42,14 +42,14 @@ struct Ends<'s> {
     site: &'s Site,
     factory: &'s Factory,
     family: Family,
-    mapped: bool,
+    variant: Variant,
 }
 
 impl Ends<'_> {
     /// The server's address as the proxy connects to it.
     fn server(&self) -> SocketAddr {
         let server = (addresses(self.family).upstream, SERVER_PORT).into();
-        if self.mapped { mapped(server) } else { server }
+        if self.variant == Variant::Mapped { mapped(server) } else { server }
     }
 }
 
@@ -88,7 +88,7 @@ pub fn check<'k>(setting: Setting, kinds: impl IntoIterator<Item = &'k Kind>) ->
         _ => None,
     };
     let factory = below.as_ref().map_or(&site.factory, |below| &below.factory);
-    let listeners = Listeners::open(&site, factory)?;
+    let listeners = Listeners::open(&site, factory, setting.variant)?;
     let rules = HookRules::add(&site.lab.proxy)?;
     let measurement = Measurement::start(&site.host, site.plan()?)?;
     let mut bench = Bench { site: &site, factory, rules, measurement, listeners };
@@ -111,6 +111,7 @@ pub fn check<'k>(setting: Setting, kinds: impl IntoIterator<Item = &'k Kind>) ->
             }
         }
     }
+    setting.variant.check_was_seen(&site)?;
     ensure!(wrong.is_empty(), "{} cells are wrong:\n{}", wrong.len(), wrong.join("\n\n"));
     Ok(())
 }
@@ -135,8 +136,8 @@ impl Bench<'_> {
 
     /// Ok(Err) if the far ends saw frames that never reached the proxy, by its device's counters.
     fn try_cell(&mut self, label: &Label) -> Result<Result<Found>> {
-        let mapped = label.setting.variant == Variant::Mapped;
-        let ends = Ends { site: self.site, factory: self.factory, family: label.family, mapped };
+        let (family, variant) = (label.family, label.setting.variant);
+        let ends = Ends { site: self.site, factory: self.factory, family, variant };
         let capture = self.site.lab.capture()?;
         let (rules_before, start) = (self.rules.read()?, self.measurement.sample()?);
         let driven = match label.kind.traffic {
@@ -178,6 +179,8 @@ impl Found {
             for device in BOTH {
                 let sum = truth::on_device(&self.cells, device, direction);
                 let merged = match direction {
+                    // GRO leaves packets with IPv4 options alone.
+                    Direction::Ingress if label.setting.variant == Variant::Ipv4Options => &[],
                     Direction::Ingress => label.kind.merged_ingress,
                     Direction::Egress => label.kind.merged_egress,
                 };
@@ -207,8 +210,6 @@ impl Found {
             return Ok(());
         }
         let largest = |packets: &[Packet]| packets.iter().map(|one| one.headers.l3_bytes).max();
-        let headers = 40 + if label.family == Family::Ipv6 { 20 } else { 0 };
-        let options = if label.setting.variant == Variant::NoTimestamps { 0 } else { 12 };
         for leg in [&self.trace.client, &self.trace.upstream] {
             let packets = &leg.trace.packets;
             let mtu = label.setting.variant.mtu();
@@ -216,7 +217,7 @@ impl Found {
             // Longer ones have a SACK besides.
             let full = packets.iter().filter(|packet| packet.headers.l3_bytes == mtu);
             let shortest = full.map(|packet| mtu - packet.headers.payload_bytes).min();
-            let expected = headers + options;
+            let expected = label.setting.variant.tcp_headers(label.family);
             ensure!(shortest == Some(expected), "headers of {shortest:?} bytes, not {expected}");
         }
         Ok(())

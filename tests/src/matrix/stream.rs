@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use traffic_lab::relay::bind_listener;
 use traffic_lab::topology::addresses;
 
 use super::writing::{CHUNK, CONTENT, Writing, forward};
-use super::{Ends, join};
-use crate::factory::Factory;
+use super::{Ends, Variant, join};
+use crate::factory::{Factory, connect_to, domain, socket_here};
 use crate::site::{RELAY_PORT, SERVER_PORT, Site, any};
 use crate::truth::{Applications, Carried};
 
@@ -45,7 +46,7 @@ pub struct Listeners {
 
 impl Listeners {
     /// Opens both.
-    pub fn open(site: &Site, factory: &Factory) -> Result<Self> {
+    pub fn open(site: &Site, factory: &Factory, variant: Variant) -> Result<Self> {
         let proxy = factory.tcp_listener(any(RELAY_PORT))?;
         let server: TcpListener =
             site.lab.upstream.run_in(|| bind_listener(any(SERVER_PORT)))??;
@@ -54,6 +55,7 @@ impl Listeners {
             use nix::sys::socket::{setsockopt, sockopt};
             let silence = nix::sys::time::TimeVal::new(SILENCE.as_secs() as i64, 0);
             setsockopt(listener, sockopt::ReceiveTimeout, &silence)?;
+            variant.dress_early(listener)?;
         }
         Ok(Self { proxy, server })
     }
@@ -68,25 +70,27 @@ impl Streams {
     ) -> Result<(Applications, u64)> {
         let to_proxy = (addresses(ends.family).proxy_client, RELAY_PORT).into();
         thread::scope(|scope| {
-            let server = scope.spawn(move || self.serve(scope, &listeners.server));
+            let server = scope.spawn(move || self.serve(scope, &listeners.server, ends.variant));
             let proxy = scope.spawn(move || self.relay(scope, ends, &listeners.proxy));
-            let client = ends.site.lab.client.run_in(|| self.call(to_proxy))?;
-            // All have ended before one's error is returned: the others' is mostly the consequence.
+            let client = ends.site.lab.client.run_in(|| self.call(to_proxy, ends.variant))?;
+            // All have ended before an error is returned: the proxy's first, of which the others' mostly
+            // are consequences.
             let (server, proxy) = (join(server), join(proxy));
-            let client = client.context("the client")?;
             let zero_copies = proxy.context("the proxy")?;
             let upstream = server.context("the server")?;
+            let client = client.context("the client")?;
             Ok((Applications { client, upstream }, zero_copies))
         })
     }
 
     /// The client: sends first.
-    fn call(&self, to: SocketAddr) -> Result<Carried> {
+    fn call(&self, to: SocketAddr, variant: Variant) -> Result<Carried> {
         let worker = |count: usize| -> Result<Carried> {
             let mut carried = Carried::default();
             for _ in 0..count {
-                let stream = TcpStream::connect_timeout(&to, SILENCE)?;
-                prepare(&stream)?;
+                let socket = socket_here(domain(to), libc::SOCK_STREAM, 0)?;
+                let stream = connected(socket, to, variant)?;
+                prepare(&stream, variant)?;
                 carried += self.exchange(&stream, self.up, self.down, true)?;
             }
             Ok(carried)
@@ -99,11 +103,16 @@ impl Streams {
     }
 
     /// The server: receives first.
-    fn serve<'s>(&'s self, scope: &'s Scope<'s, '_>, listener: &'s TcpListener) -> Result<Carried> {
+    fn serve<'s>(
+        &'s self,
+        scope: &'s Scope<'s, '_>,
+        listener: &'s TcpListener,
+        variant: Variant,
+    ) -> Result<Carried> {
         let mut connections = Vec::new();
         for _ in 0..self.connections {
             let (stream, _) = listener.accept().context("nobody connects")?;
-            prepare(&stream)?;
+            prepare(&stream, variant)?;
             connections
                 .push(scope.spawn(move || self.exchange(&stream, self.down, self.up, false)));
         }
@@ -121,9 +130,11 @@ impl Streams {
         for _ in 0..self.connections {
             let (client, _) = listener.accept().context("nobody connects")?;
             connections.push(scope.spawn(move || -> Result<u64> {
-                let upstream = ends.factory.tcp_stream(ends.server())?;
-                prepare(&client)?;
-                prepare(&upstream)?;
+                let to = ends.server();
+                let socket = ends.factory.socket(domain(to), libc::SOCK_STREAM, 0)?;
+                let upstream = connected(socket, to, ends.variant)?;
+                prepare(&client, ends.variant)?;
+                prepare(&upstream, ends.variant)?;
                 thread::scope(|scope| {
                     let up = scope.spawn(|| forward(&client, &upstream, self.writing));
                     let down = forward(&upstream, &client, self.writing);
@@ -185,7 +196,15 @@ fn receive(mut stream: &TcpStream, expected: usize) -> Result<u64> {
     Ok(received as u64)
 }
 
-fn prepare(stream: &TcpStream) -> Result<()> {
+/// Connects a socket that is dressed for it.
+fn connected(socket: OwnedFd, to: SocketAddr, variant: Variant) -> Result<TcpStream> {
+    variant.dress_early(&socket)?;
+    connect_to(&socket, to)?;
+    Ok(TcpStream::from(socket))
+}
+
+fn prepare(stream: &TcpStream, variant: Variant) -> Result<()> {
+    variant.dress_late(stream)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;

@@ -120,6 +120,7 @@ fn on_kernel(workspace: &Workspace, options: &Options, version: Version) -> Resu
     };
     let programs = kernel::Programs {
         agent: agent(workspace, options)?,
+        verifier: verifier(workspace, options)?,
         helper: built(PACKAGE)?,
         tests: kernel::TARGETS
             .iter()
@@ -244,6 +245,16 @@ fn agent(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
         .lines()
         .find_map(|line| executable(line, "traffic-agent"))
         .context("cargo built no program called traffic-agent")
+}
+
+/// Builds the program that prints the verifier's figures, and returns where it is.
+fn verifier(workspace: &Workspace, options: &Options) -> Result<PathBuf> {
+    let mut cargo = cargo(workspace, options, "build");
+    cargo.args(["--package", "traffic-agent", "--example", "verifier"]);
+    messages(&mut cargo)?
+        .lines()
+        .find_map(|line| executable(line, "verifier"))
+        .context("cargo built no program called verifier")
 }
 
 /// Runs cargo and returns what it says about what it built, a line each.
