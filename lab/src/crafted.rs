@@ -1,5 +1,6 @@
 //! IP packets put together byte by byte, with right lengths and checksums. Pure.
 
+use std::mem;
 use std::net::IpAddr;
 
 use crate::packet::{ICMP, ICMPV6, SYN, TCP, UDP};
@@ -12,6 +13,10 @@ const HEADER_IPV4: usize = 20;
 const HEADER_IPV6: usize = 40;
 const HEADER_ICMP: usize = 8;
 const HOPS: u8 = 64;
+/// The number of an extension header. Source: RFC 8200, section 4.6.
+const DESTINATION_OPTIONS: u8 = 60;
+/// What follows it, not yet known; no further 8 bytes; one option of padding with 4 bytes.
+const OPTIONS: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
 
 /// Where a packet comes from and goes to: two addresses of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +107,18 @@ pub fn port_unreachable(ends: Ends, original: &[u8]) -> Vec<u8> {
         (1, 4, ERROR_BYTES_IPV6 - HEADER_IPV6 - HEADER_ICMP)
     };
     icmp(ends, [kind, code, 0, 0, 0, 0, 0, 0], &original[..original.len().min(at_most)])
+}
+
+/// The same IPv6 packet with an extension header: 8 bytes of destination options, which ask for nothing.
+pub fn with_options(packet: &[u8]) -> Vec<u8> {
+    let (header, rest) = packet.split_at(HEADER_IPV6);
+    let mut header = header.to_vec();
+    let length = (OPTIONS.len() + rest.len()) as u16;
+    header[4..6].copy_from_slice(&length.to_be_bytes());
+    let mut options = OPTIONS;
+    // No checksum covers any of that.
+    options[0] = mem::replace(&mut header[6], DESTINATION_OPTIONS);
+    [&header, &options[..], rest].concat()
 }
 
 fn icmp(ends: Ends, header: [u8; HEADER_ICMP], rest: &[u8]) -> Vec<u8> {
@@ -231,6 +248,16 @@ mod tests {
                 assert_checksum(ends, protocol, &packet[header..]);
             }
         }
+    }
+
+    #[test]
+    fn options_make_a_packet_8_bytes_longer_and_change_nothing_behind_them() {
+        let datagram = udp(ends()[1], 4000, 53, &[1, 2, 3]);
+        let packet = with_options(&datagram);
+        assert_eq!(packet[48..], datagram[40..]);
+        let (before, headers) = (parsed(&datagram), parsed(&packet));
+        let longer = Headers { l3_bytes: before.l3_bytes + 8, ..before };
+        assert_eq!(headers, longer);
     }
 
     #[test]

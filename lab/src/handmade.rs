@@ -55,6 +55,8 @@ pub struct FarEnd {
     proxy: IpAddr,
     /// The next port that nobody has used.
     port: Cell<u16>,
+    /// Whether an extension header is before the transport header, IPv6 only.
+    has_options: bool,
 }
 
 /// A packet that came from the proxy.
@@ -76,7 +78,17 @@ impl FarEnd {
         };
         let (socket, hardware) = open(namespace)?;
         let address = beside(neighbour);
-        Ok(Self { socket, hardware, address, proxy, port: Cell::new(4000) })
+        Ok(Self { socket, hardware, address, proxy, port: Cell::new(4000), has_options: false })
+    }
+
+    /// The same, but what it sends is for an address behind the proxy's host, which is to forward it.
+    pub fn towards(self, address: IpAddr) -> Self {
+        Self { proxy: address, ..self }
+    }
+
+    /// The same, but each packet that it sends has 8 bytes of destination options: IPv6 only.
+    pub fn with_options(self) -> Self {
+        Self { has_options: true, ..self }
     }
 
     /// Its address with a port.
@@ -186,7 +198,8 @@ impl FarEnd {
 
     fn emit(&self, packet: &[u8]) -> Result<()> {
         let kind = if self.address.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
-        let frame = [&self.hardware[..], &self.hardware, &kind, packet].concat();
+        let packet = if self.has_options { crafted::with_options(packet) } else { packet.to_vec() };
+        let frame = [&self.hardware[..], &self.hardware, &kind, &packet].concat();
         let sent = send(self.socket.as_raw_fd(), &frame, MsgFlags::empty())
             .context("cannot send from a handmade far end")?;
         ensure!(sent == frame.len(), "{sent} of {} bytes were sent", frame.len());
@@ -228,18 +241,31 @@ impl Connection<'_> {
         self.segment(back, flags, payload)
     }
 
+    /// Sends a segment that begins `ahead` bytes after its turn, as one that has overtaken others. The
+    /// connection goes on as if nothing had been.
+    pub fn send_ahead(&self, ahead: u32, flags: u8, payload: &[u8]) -> Result<()> {
+        self.segment(ahead.wrapping_neg(), flags, payload)
+    }
+
     /// Answers the proxy's SYN with the acknowledgement of something that it has never sent.
     pub fn answer_wrongly(&self) -> Result<()> {
         let wrong = Self { expected: self.expected.wrapping_add(1000), ..*self };
         wrong.segment(0, SYN | ACK, &[])
     }
 
-    /// Opens a connection between the same ports, while the proxy still remembers this one.
-    pub fn reopen(self) -> Result<Self> {
+    /// Begins a connection between the same ports, while the proxy still remembers this one: sends its
+    /// SYN.
+    pub fn begin_again(self) -> Result<Self> {
         // Far beyond the old one's numbers, by which the proxy knows that it is new.
         let next = self.next.wrapping_add(1_000_000);
         let mut again = Self { next, expected: 0, ..self };
         again.send(SYN, &[])?;
+        Ok(again)
+    }
+
+    /// The same, to the end of the handshake.
+    pub fn reopen(self) -> Result<Self> {
+        let mut again = self.begin_again()?;
         again.expect(SYN | ACK)?;
         again.send(ACK, &[])?;
         Ok(again)

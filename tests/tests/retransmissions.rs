@@ -1,13 +1,17 @@
 //! What TCP carries again is told apart, to the byte, by leg and direction.
 
-use anyhow::Result;
+use std::io::Read;
+use std::net::TcpListener;
+
+use anyhow::{Result, ensure};
 use traffic_agent::report::{Direction, Leg};
-use traffic_lab::packet::{self, Family};
+use traffic_lab::handmade::{Connection, FarEnd, Side};
+use traffic_lab::packet::{self, ACK, Family, RST};
 use traffic_lab::topology::LegTrace;
 use traffic_lab::workload::Workload;
 use traffic_lab::{Filter, Namespace, Stack};
 use traffic_tests::rules;
-use traffic_tests::site::{Counted, RELAY_PORT, Site, tcp};
+use traffic_tests::site::{Counted, Counting, RELAY_PORT, Site, any, tcp};
 
 const BULK_BYTES: u64 = 3_000_000;
 
@@ -101,6 +105,97 @@ fn without_loss_the_capture_has_the_same_repeats() -> Result<()> {
             let (counted, captured) = carried_again(&counted, leg, link, direction);
             assert_eq!(counted, captured, "{leg:?} {direction:?}");
         }
+    }
+    Ok(())
+}
+
+/// Bytes of a segment that is made by hand; what it carries is its number.
+const PART: u32 = 100;
+
+fn part(number: u32) -> [u8; PART as usize] {
+    [number as u8; PART as usize]
+}
+
+/// Sends a part in its place, and waits for what acknowledges that it came.
+fn send_part(connection: &Connection<'_>, number: u32) -> Result<()> {
+    connection.send_ahead(number * PART, ACK, &part(number))?;
+    connection.see(ACK).map(drop)
+}
+
+/// The proxy takes a connection, reads so many parts, which have come in order, and then the far end
+/// resets it, so that neither has anything to send again.
+fn take(listener: &TcpListener, connection: &Connection<'_>, parts: u32) -> Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    let expected: Vec<u8> = (0..parts).flat_map(part).collect();
+    let mut came = vec![0; expected.len()];
+    stream.read_exact(&mut came)?;
+    assert_eq!(came, expected);
+    connection.send_ahead(parts * PART, RST, &[])?;
+    ensure!(stream.read(&mut [0]).is_err(), "no reset has come");
+    Ok(())
+}
+
+/// Ends the count, and holds what the client has sent again against `bytes`; the proxy has sent nothing.
+fn assert_again(counting: Counting<'_>, bytes: u64) -> Result<()> {
+    let counted = counting.finish()?;
+    counted.assert_books_equal_capture(&[tcp(RELAY_PORT)]);
+    let link = &counted.trace.client;
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress]
+        .map(|direction| carried_again(&counted, Leg::Client, link, direction));
+    assert_eq!((ingress, egress), ((bytes, bytes), (0, 0)), "each: counted, captured");
+    Ok(())
+}
+
+#[test]
+fn data_that_completed_the_handshake_and_comes_again_is_a_repeat() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let listener = site.factory.tcp_listener(any(RELAY_PORT))?;
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        // The third packet of the handshake is lost: the first data stands for it, and comes twice.
+        let connection = far.half_open(RELAY_PORT)?;
+        for number in [0, 0, 1] {
+            send_part(&connection, number)?;
+        }
+        take(&listener, &connection, 2)?;
+        assert_again(counting, PART.into())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn reordering_alone_is_no_repeat() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let listener = site.factory.tcp_listener(any(RELAY_PORT))?;
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        for order in orders {
+            let connection = far.connect(RELAY_PORT)?;
+            order.iter().try_for_each(|&number| send_part(&connection, number))?;
+            take(&listener, &connection, 3)?;
+        }
+        assert_again(counting, 0)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_repeat_among_reordered_segments_is_told_to_the_byte() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let listener = site.factory.tcp_listener(any(RELAY_PORT))?;
+        let far = FarEnd::new(&site.lab, Side::Client, family)?;
+        let counting = site.count()?;
+        let connection = far.connect(RELAY_PORT)?;
+        // Before and after the hole is filled.
+        for number in [0, 2, 2, 1, 0] {
+            send_part(&connection, number)?;
+        }
+        take(&listener, &connection, 3)?;
+        assert_again(counting, 2 * u64::from(PART))?;
     }
     Ok(())
 }

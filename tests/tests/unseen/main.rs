@@ -12,6 +12,7 @@ mod exit;
 mod frequency;
 mod no_socket;
 mod on_the_way;
+mod whose;
 
 use std::net::{TcpListener, TcpStream};
 use std::thread;

@@ -18,7 +18,7 @@ use traffic_tests::unseen::{Class, now};
 use crate::{FAMILIES, PORT, connected, has, reset, syn};
 
 /// Sends ten SYNs to a port, each of which is refused.
-fn knock(far: &FarEnd, port: u16) -> Result<()> {
+pub(super) fn knock(far: &FarEnd, port: u16) -> Result<()> {
     for _ in 0..10 {
         let from = far.fresh_port();
         far.syn(from, port)?;

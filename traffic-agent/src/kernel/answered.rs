@@ -167,7 +167,10 @@ impl Answered {
         let Ok(layout) = &self.layout else { return Ok(()) };
         let has_icmp = layout.has_icmp;
         if let Err(source) = self.cgroups.insert(id, 1, 0) {
-            return self.refuse(source, "CGROUPS", MOST_CGROUPS);
+            self.refuse(source, "CGROUPS", MOST_CGROUPS)?;
+            // As below.
+            unload(ebpf);
+            return Ok(());
         }
         let attached = if self.is_attached {
             Ok(())
