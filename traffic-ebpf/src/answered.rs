@@ -5,19 +5,12 @@
 //! nothing for being told apart here. Whose packet it was is told by its port, if that is one of the
 //! target's listening ports, or by its connection, if a socket of the target had that lately. What is
 //! neither is counted apart, and never guessed.
-//!
-//! The kernel's structures are read at offsets that the agent looks up in the running kernel's BTF. All of
-//! them are read by the helper that cannot fault: the verifier of some kernels takes an argument that can
-//! be null for one that cannot.
 
-use core::{
-    ffi::c_void,
-    mem::{MaybeUninit, offset_of},
-};
+use core::mem::offset_of;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_probe_read_kernel},
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::{btf_tracepoint, cgroup_sock, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, SockContext},
@@ -29,51 +22,9 @@ use traffic_ebpf::{
     PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, SLOT_NONE, Sums, TABLE_BYTES, cell_index, wire,
 };
 
-use crate::headers::{
-    EXTENSION_HEADERS, Extension, IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP,
-    UDP_HEADER,
-};
+use crate::headers::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER};
 use crate::program::{PASS, add, masked, port_entry, slot_at, slot_of_interface, tables};
-
-/// Declares offsets that the agent fills in at load. Source of the names: `traffic_ebpf::OFFSETS`.
-macro_rules! offsets {
-    ($($name:ident),* $(,)?) => {
-        $(#[unsafe(no_mangle)] static $name: Global<u32> = Global::new(0);)*
-    };
-}
-
-offsets!(
-    SK_BUFF_LEN,
-    SK_BUFF_HEAD,
-    SK_BUFF_DATA,
-    SK_BUFF_END,
-    SK_BUFF_NETWORK_HEADER,
-    SK_BUFF_TRANSPORT_HEADER,
-    SK_BUFF_DEV,
-    SK_BUFF_IIF,
-    SHARED_INFO_GSO_SIZE,
-    NET_DEVICE_IFINDEX,
-    NET_DEVICE_NET,
-    NET_INUM,
-    SOCK_FAMILY,
-    SOCK_STATE,
-    SOCK_DPORT,
-    SOCK_DADDR,
-    SOCK_RCV_SADDR,
-    SOCK_V6_DADDR,
-    SOCK_V6_RCV_SADDR,
-    SOCK_NET,
-    SOCK_PROTOCOL,
-    SOCK_CGROUP,
-    INET_SPORT,
-    CGROUP_LEVEL,
-    CGROUP_ANCESTORS,
-    CGROUP_KN,
-    KERNFS_ID,
-    TIME_WAIT_RCV_NXT,
-    TIME_WAIT_TS_RECENT,
-    TIME_WAIT_LAST_ACK,
-);
+use crate::structures::*;
 
 /// `SKB_DROP_REASON_NO_SOCKET` of the running kernel.
 #[unsafe(no_mangle)]
@@ -151,8 +102,6 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// Source: include/linux/socket.h.
-const AF_INET6: u16 = 10;
 /// Source: include/uapi/linux/icmp.h.
 const ICMP_DEST_UNREACH: i32 = 3;
 const ICMP_PORT_UNREACH: i32 = 3;
@@ -164,38 +113,6 @@ const TCP_HEADER: u32 = 20;
 const TCP_TIMESTAMPS: u32 = 12;
 /// A cgroup deeper than this is not looked for. (systemd nests services of users six deep.)
 const MOST_LEVELS: u32 = 16;
-
-/// Reads a field of a kernel structure, an integer or an array of bytes; what cannot be read is 0.
-#[inline(always)]
-fn field<T: Copy>(base: u64, offset: u32) -> T {
-    let at = base.wrapping_add(u64::from(offset));
-    let mut value = MaybeUninit::<T>::uninit();
-    if size_of::<T>() <= size_of::<u64>() {
-        let number = number(at, size_of::<T>() as u32);
-        // SAFETY: `T` is no longer than a number, whose first bytes are its lowest.
-        return unsafe { (&raw const number).cast::<T>().read() };
-    }
-    // SAFETY: the helper checks the address that it reads itself, and the one that it writes is `value`'s.
-    unsafe {
-        bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, at as *const c_void)
-    };
-    // SAFETY: written, as in `number`.
-    unsafe { value.assume_init() }
-}
-
-/// Reads up to eight bytes.
-///
-/// Without a branch for failure, which the verifier would follow: 0.11 s of loading against 0.02. Out of
-/// line, because the compiler gives each value that a helper writes a place of its own, of the 512 bytes
-/// that there are.
-#[inline(never)]
-fn number(at: u64, bytes: u32) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: the helper checks the address that it reads itself, and writes no more than the value; zeros if
-    // it could not read. Source: `bpf_probe_read_kernel_common()`, kernel/trace/bpf_trace.c.
-    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), bytes & 15, at as *const c_void) };
-    value
-}
 
 /// Returns an argument that points to a kernel structure, as a number: what the verifier thinks of it,
 /// which is not the same in all kernels, and wrong in some, does not matter then.
@@ -553,25 +470,6 @@ fn remembered(connection: &Connection, longest_ns: u64) -> Option<u8> {
     (now.wrapping_sub(at_ns) < longest_ns).then_some(slot as u8)
 }
 
-/// Returns the transport protocol behind the extension headers of an IPv6 packet.
-#[inline(always)]
-fn transport_of(l3: u64, first: u8) -> u8 {
-    let (mut next, mut at) = (first, l3 + IPV6_HEADER as u64);
-    for _ in 0..EXTENSION_HEADERS {
-        let Some(extension) = Extension::of(next) else { break };
-        let header: [u8; 2] = field(at, 0);
-        at += extension.bytes(header[1]);
-        next = header[0];
-    }
-    next
-}
-
-/// Returns the inode of a socket's network namespace.
-#[inline(always)]
-fn namespace_of_socket(sk: u64) -> u32 {
-    field(field(sk, SOCK_NET.load()), NET_INUM.load())
-}
-
 #[inline(always)]
 fn is_ours(namespace: u32) -> bool {
     // SAFETY: the value is not read.
@@ -595,40 +493,6 @@ fn is_in_target(sk: u64) -> bool {
         }
     }
     false
-}
-
-/// Returns the addresses and ports of a socket.
-#[inline(always)]
-fn connection_of(sk: u64, namespace: u32, protocol: u8) -> Connection {
-    // Closing has given `skc_num` back already; this one stays.
-    let local_port = u16::from_be(field(sk, INET_SPORT.load()));
-    let remote_port = u16::from_be(field(sk, SOCK_DPORT.load()));
-    let mut connection = Connection {
-        namespace,
-        protocol: u32::from(protocol),
-        local_port,
-        remote_port,
-        ..Connection::ZERO
-    };
-    let is_v6 = field::<u16>(sk, SOCK_FAMILY.load()) == AF_INET6;
-    let remote: [u8; 16] = field(sk, SOCK_V6_DADDR.load());
-    if is_v6 && !is_mapped(&remote) {
-        connection.remote = remote;
-        connection.local = field(sk, SOCK_V6_RCV_SADDR.load());
-    } else {
-        // An IPv6 socket that carries IPv4 has both.
-        let remote: [u8; 4] = field(sk, SOCK_DADDR.load());
-        let local: [u8; 4] = field(sk, SOCK_RCV_SADDR.load());
-        connection.remote[..4].copy_from_slice(&remote);
-        connection.local[..4].copy_from_slice(&local);
-    }
-    connection
-}
-
-/// Whether an address is an IPv4 one in IPv6. Source: RFC 4291, section 2.5.5.2.
-#[inline(always)]
-fn is_mapped(address: &[u8; 16]) -> bool {
-    address[..10] == [0; 10] && address[10] == 0xff && address[11] == 0xff
 }
 
 /// The key of a UDP port: whom it talked to does not matter.

@@ -11,6 +11,8 @@ mod headers;
 mod program;
 #[cfg(target_arch = "bpf")]
 mod retransmission;
+#[cfg(target_arch = "bpf")]
+mod structures;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
