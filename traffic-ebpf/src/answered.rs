@@ -204,7 +204,8 @@ pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
     let known = if time_wait { Some(TCP) } else { None };
     let Some(packet) = Packet::read(skb, sk, known) else { return 0 };
     let slot = packet.slot();
-    packet.count(slot, ANSWERED_SEEN);
+    let next = if time_wait { Some(field(sk, TIME_WAIT_RCV_NXT.load())) } else { None };
+    packet.count(slot, ANSWERED_SEEN, next);
     let Some(last) = LAST.get_ptr_mut(0) else { return 0 };
     // SAFETY: a live value, of this CPU alone: packets are handled where nothing interrupts them but what
     // handles none.
@@ -406,9 +407,10 @@ impl Packet {
         Slot { port: self.protocol, attributed: false }
     }
 
-    /// Counts the packet itself.
+    /// Counts the packet itself. `next`: the sequence number that its TIME_WAIT socket expects, before which
+    /// everything was received.
     #[inline(always)]
-    fn count(&self, slot: Slot, kind: usize) {
+    fn count(&self, slot: Slot, kind: usize, next: Option<u32>) {
         let Some(cell) = self.cell(slot, kind, INGRESS) else { return };
         add_packet(cell, self.bytes, self.payload);
         let packets = wire::split_packets(u64::from(self.payload), u64::from(self.gso_size));
@@ -418,6 +420,12 @@ impl Packet {
             unsafe { add::<{ offset_of!(Sums, split_packets) }>(cell, packets) };
             // SAFETY: as above.
             unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell, bytes) };
+        }
+        let before = next.map_or(0, |next| next.wrapping_sub(self.sequence) as i32);
+        if before > 0 && self.payload != 0 {
+            let again = u64::from(self.payload.min(before as u32));
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, retransmitted_bytes) }>(cell, again) };
         }
     }
 
