@@ -176,17 +176,13 @@ fn what_the_firewall_refuses_to_forward_is_not_the_targets_whatever_its_port() -
             rules::add(&site.lab.proxy, family, &rule)?;
         }
         let far = FarEnd::new(&site.lab, Side::Client, family)?.towards(addresses(family).upstream);
-        let counting = site.count()?;
+        let mut counting = site.count()?;
         far.syn(far.fresh_port(), PORT)?;
         far.receive(is_icmp)?;
         far.datagram(far.fresh_port(), PORT, &[7; PAYLOAD as usize])?;
         far.receive(is_icmp)?;
-        // "Port unreachable", which quotes all of so short a packet.
-        let error = ip_header(family) + 8;
-        let class = Class::of(|_| true)
-            .ingress([syn(family), datagram(family)])
-            .egress([error + syn(family), error + datagram(family)]);
-        class.untraced().assert_in(&counting.finish()?, &[tcp(PORT), udp(PORT)]);
+        // Not held against the captures: a router talks to other routers when it likes.
+        assert_eq!(counting.so_far()?, [], "{family:?}");
     }
     Ok(())
 }
