@@ -1,0 +1,167 @@
+//! What the daemon keeps: traffic by quarter of an hour, and how much of it was observed. Pure types; the
+//! daemon fills them, `store` keeps them, `report` reads them.
+//!
+//! The truth is in quarters of an hour aligned to UTC, because the days of every time zone can be cut from
+//! them: all offsets in use are multiples of 15 minutes.
+
+use jiff::Timestamp;
+use traffic_ebpf::Cell;
+
+use crate::report::{CellReport, Counters, Direction, Family, Leg, Origin, Protocol, Scope};
+
+/// A quarter of an hour, counted from 1970-01-01T00:00Z.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Quarter(pub i64);
+
+impl Quarter {
+    /// Its length.
+    pub const SECONDS: i64 = 900;
+    /// Its length.
+    pub const MILLISECONDS: u32 = 900_000;
+
+    /// The quarter that an instant is in.
+    pub fn of(instant: Timestamp) -> Self {
+        Self(instant.as_second().div_euclid(Self::SECONDS))
+    }
+
+    /// The one after it.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// Its first instant.
+    pub fn start(self) -> Timestamp {
+        let latest = Timestamp::MAX.as_second();
+        Timestamp::from_second((self.0 * Self::SECONDS).min(latest)).unwrap_or(Timestamp::MIN)
+    }
+}
+
+/// Coordinates under which traffic of a target is kept: those of a cell, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Series {
+    /// Name of the interface; `other` for those without a slot.
+    pub interface: String,
+    /// Who pays for it.
+    pub scope: Scope,
+    /// Who sent or took the packets.
+    pub origin: Origin,
+    /// Seen from the cgroup.
+    pub direction: Direction,
+    /// Side of the proxy.
+    pub leg: Leg,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Listening port; `None` on the upstream leg and for ports without a slot.
+    pub port: Option<u16>,
+    /// IP version of the packets.
+    pub family: Family,
+}
+
+impl From<&CellReport> for Series {
+    fn from(cell: &CellReport) -> Self {
+        Self {
+            interface: cell.interface.clone(),
+            scope: cell.scope,
+            origin: cell.origin,
+            direction: cell.direction,
+            leg: cell.leg,
+            protocol: cell.protocol,
+            port: cell.port,
+            family: cell.family,
+        }
+    }
+}
+
+/// The span in which counters only grow: one boot of the host, one map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch {
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// Id of the map `CELLS`, unique until reboot.
+    pub map_id: u32,
+}
+
+/// All counters of an epoch as last read, by their place in a sample. Those that are zero are left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absolute {
+    /// Whose counters.
+    pub epoch: Epoch,
+    /// `(place in kernel::Sample::cells, counters)`, in the order of the places.
+    pub cells: Vec<(u32, Cell)>,
+}
+
+/// What is known of how well a span of time was observed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its beginning; for something at one instant the same as `end`.
+    pub start: Timestamp,
+    /// Its end.
+    pub end: Timestamp,
+    /// What it is.
+    pub kind: EventKind,
+    /// In words, with the numbers.
+    pub message: String,
+}
+
+/// Kinds of [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventKind {
+    /// Traffic of the span may be missing: nothing was attached.
+    Gap,
+    /// Nothing is missing, but what was counted in the span is kept in the quarter of its end, because the
+    /// agent did not run to read it earlier.
+    Late,
+    /// The clock was set: rows around it may hold less or more than their length of time.
+    ClockStep,
+    /// Something that explains a figure and takes nothing from it: attached again, upgraded, new counters.
+    Note,
+}
+
+impl EventKind {
+    /// Its name in the database and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gap => "gap",
+            Self::Late => "late",
+            Self::ClockStep => "clock-step",
+            Self::Note => "note",
+        }
+    }
+}
+
+/// What one flush adds to the history of one target.
+#[derive(Clone, Debug)]
+pub struct TargetFlush {
+    /// Short name of the target.
+    pub target: String,
+    /// How it is selected now.
+    pub selector: String,
+    /// Where the traffic goes.
+    pub quarter: Quarter,
+    /// Traffic since the last flush, to be added.
+    pub postings: Vec<(Series, Counters)>,
+    /// Milliseconds that were observed since the last flush, by quarter, to be added.
+    pub observed: Vec<(Quarter, u32)>,
+    /// The counters that the traffic is the difference to, to take the place of those kept for their epochs.
+    pub absolute: Vec<Absolute>,
+    /// Epochs whose counters are gone for good: what was kept of them is forgotten.
+    pub closed: Vec<Epoch>,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quarters_are_aligned_to_utc_also_before_1970() {
+        let at = |text: &str| Quarter::of(text.parse().unwrap());
+        assert_eq!(at("1970-01-01T00:14:59Z"), Quarter(0));
+        assert_eq!(at("1970-01-01T00:15:00Z"), Quarter(1));
+        assert_eq!(at("1969-12-31T23:59:59Z"), Quarter(-1));
+        // 2026-11-24T17:15Z is 1,795,540,500 s.
+        assert_eq!(at("2026-11-24T17:29:59Z"), Quarter(1_795_540_500 / 900));
+        assert_eq!(at("2026-11-24T17:29:59Z").start().to_string(), "2026-11-24T17:15:00Z");
+    }
+}
