@@ -14,6 +14,9 @@ pub mod settings;
 pub mod source;
 mod targets;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,8 +115,8 @@ pub struct Retention {
     pub events_days: Option<u32>,
     /// Estimates by the minute.
     pub estimates_minutes_days: Option<u32>,
-    /// Estimates by the hour, with their errors.
-    pub estimates_hours_days: Option<u32>,
+    /// Estimates by the quarter of an hour, with their errors.
+    pub estimates_quarters_days: Option<u32>,
 }
 
 impl Default for Retention {
@@ -123,7 +126,7 @@ impl Default for Retention {
             days_days: None,
             events_days: Some(800),
             estimates_minutes_days: Some(14),
-            estimates_hours_days: Some(800),
+            estimates_quarters_days: Some(800),
         }
     }
 }
