@@ -77,14 +77,6 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// The file whose lock is held by the one agent that writes to the state directory. It is in there,
-    /// because it is the directory that must not have two.
-    pub fn lock_file(&self) -> PathBuf {
-        self.state_dir.join("lock")
-    }
-}
-
 /// How often counters are read: the pause grows from `least` to `most` while nothing new is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
