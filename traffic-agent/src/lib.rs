@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod calendar;
 pub mod check;
 pub mod child;
 pub mod cli;
