@@ -14,6 +14,7 @@ pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod past;
 pub mod proof;
 pub mod render;
 pub mod report;
