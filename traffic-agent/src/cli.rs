@@ -1,5 +1,7 @@
 //! The command line. Only here: clap.
 
+pub mod report;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -69,6 +71,11 @@ pub enum Command {
         traffic-agent selftest --bytes 1000000          on a slow machine\n  \
         traffic-agent selftest --verbose                with packets as the hook saw them")]
     Selftest(Selftest),
+    /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
+    ///
+    /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Report),
     /// Print a shell's completions
     Completions {
         /// The shell

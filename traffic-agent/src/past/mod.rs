@@ -2,17 +2,20 @@
 //! Pure.
 //!
 //! The types are the JSON format (`"format": 1`), as in [`crate::report`]: bytes are integers, times RFC 3339
-//! with the offset of the time zone that the calendar is cut in. [`tally`] sums up what was kept by rows,
-//! [`coverage`] says how much of them was observed, [`projection`] what this month comes to.
+//! with the offset of the time zone that the calendar is cut in. [`plan`] says which spans are
+//! reported, [`tally`] sums up what was kept of them, [`coverage`] says how much of them was observed,
+//! [`projection`] what this month comes to, and [`rows`] puts it together.
 
 pub mod coverage;
+pub mod plan;
 pub mod projection;
+pub mod rows;
 pub mod tally;
 
 use jiff::{ZonedDateTime, civil::Date};
 use serde::Serialize;
 
-use crate::report::{Directions, Finding, Scopes, rfc3339};
+use crate::report::{Counters, Directions, Finding, Scope, Scopes, rfc3339};
 use projection::Projection;
 use tally::Group;
 
@@ -32,6 +35,9 @@ pub struct PastReport {
     pub interval: Extent,
     /// What the rows are divided by: `day`, `leg`. Empty for the overview, whose rows overlap.
     pub by: Vec<&'static str>,
+    /// Bytes of a link-layer header, where a model of what interfaces count was asked for.
+    #[serde(rename = "link_overhead_bytes", skip_serializing_if = "Option::is_none")]
+    pub link_overhead: Option<u32>,
     /// One element per target, in the order of their names.
     pub targets: Vec<TargetPast>,
     /// By target, in the order of time.
@@ -107,8 +113,14 @@ pub struct Row {
 impl Row {
     /// What the row is about: the scope that it is a part of, or else what is billed.
     pub fn figures(&self) -> Directions {
-        self.totals.of(self.group.scope.unwrap_or(crate::report::Scope::Billed))
+        self.totals.of(self.group.scope.unwrap_or(Scope::Billed))
     }
+}
+
+/// What an interface would count if each packet on the wire had so many bytes more: a model.
+pub fn link_bytes(counters: &Counters, overhead: u32) -> u64 {
+    let headers = counters.wire_packets.saturating_mul(overhead.into());
+    counters.wire_bytes.saturating_add(headers)
 }
 
 /// How much of a span of time was observed.

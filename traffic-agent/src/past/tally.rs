@@ -237,6 +237,11 @@ impl Tally {
         self.observe(quarter, milliseconds);
     }
 
+    /// Whether there are groups: without, all is one.
+    pub fn is_divided(&self) -> bool {
+        !self.by.is_empty()
+    }
+
     /// The sums of a slice by group.
     pub fn sums(&self, slice: usize) -> &BTreeMap<Group, Scopes> {
         &self.sums[slice]
