@@ -8,6 +8,7 @@ pub mod comparison;
 pub mod config;
 pub mod estimate;
 pub mod history;
+pub mod install;
 pub mod kernel;
 pub mod ledger;
 pub mod measure;
