@@ -1,5 +1,6 @@
 //! The command line. Only here: clap.
 
+pub mod detach;
 pub mod report;
 pub mod run;
 
@@ -82,6 +83,12 @@ pub enum Command {
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
     Run(Box<run::Run>),
+    /// End counting for good: write what was counted to the history, remove all that is pinned
+    ///
+    /// The daemon leaves its programs attached when it ends, so that nothing is missed until it starts
+    /// again. This detaches them. The daemon must not run.
+    #[command(after_help = detach::EXAMPLES)]
+    Detach(detach::Detach),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it

@@ -3,6 +3,7 @@
 mod compare;
 pub mod config;
 mod demo;
+mod detach;
 mod doctor;
 mod exec;
 mod output;
@@ -58,6 +59,7 @@ pub fn run(command: Command) -> Result<i32> {
             Ok(DONE)
         }
         Command::Run(args) => on_runtime(run::run(&args.settings)),
+        Command::Detach(args) => detach::run(&args),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
