@@ -130,6 +130,6 @@ fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     if surplus <= 0 {
         return Ok(());
     }
-    let pragma = format!("incremental_vacuum({})", surplus.min(PAGES_AT_ONCE));
-    connection.pragma_query(None, &pragma, |_| Ok(()))
+    let pages = surplus.min(PAGES_AT_ONCE);
+    connection.pragma(None, "incremental_vacuum", pages, |_| Ok(()))
 }

@@ -162,7 +162,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The log goes into the database, so that a copy of that file alone has everything. If not, the next
         // opening does it.
-        let folded = self.connection.pragma_query(None, "wal_checkpoint(TRUNCATE)", |_| Ok(()));
+        let folded = self.connection.pragma(None, "wal_checkpoint", "TRUNCATE", |_| Ok(()));
         if let Err(error) = folded {
             log::debug!("{}: the log is not folded: {error}", self.path.display());
         }
