@@ -189,7 +189,7 @@ impl Writer {
     }
 
     /// Waits for a flush, and returns its number.
-    pub fn next(&mut self) -> Result<u64> {
+    pub fn wait_for_flush(&mut self) -> Result<u64> {
         let mut line = String::new();
         self.acknowledged.read_line(&mut line)?;
         line.trim().parse().with_context(|| format!("the writer says `{line}`"))

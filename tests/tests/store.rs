@@ -19,7 +19,7 @@ fn a_writer_killed_in_the_middle_of_a_flush_leaves_a_whole_book() -> Result<()> 
     let mut before = 0;
     for round in 0..20 {
         let mut writer = Writer::start(&shared.state())?;
-        let first = writer.next()?;
+        let first = writer.wait_for_flush()?;
         assert_eq!(first, before + 1, "it goes on where the book ended");
         // Anywhere in the flushes that come.
         thread::sleep(Duration::from_micros(3_700 * round % 20_000));
@@ -55,7 +55,7 @@ fn a_member_of_the_group_reads_at_any_time_and_a_stranger_never() -> Result<()> 
     assert_eq!(shared.read_as_member()?, 10);
     // Killed.
     let mut writer = Writer::start(&shared.state())?;
-    writer.next()?;
+    writer.wait_for_flush()?;
     writer.kill()?;
     let read = shared.read_as_member()?;
     ensure!(read > 10, "{read} flushes");
@@ -73,7 +73,7 @@ fn a_member_of_the_group_reads_at_any_time_and_a_stranger_never() -> Result<()> 
 fn readers_see_whole_flushes_while_a_writer_writes() -> Result<()> {
     let shared = Shared::new()?;
     let mut writer = Writer::start(&shared.state())?;
-    let mut before = writer.next()?;
+    let mut before = writer.wait_for_flush()?;
     for round in 0..60 {
         let read = match round % 4 {
             0 => shared.read_as_member()?,
@@ -207,7 +207,7 @@ fn a_read_only_disk_is_read_and_not_written() -> Result<()> {
     disk.remount(MsFlags::empty())?;
 
     let mut writer = Writer::start(directory.path())?;
-    let said = writer.next()?;
+    let said = writer.wait_for_flush()?;
     let said = writer.kill()?.unwrap_or(said);
     disk.remount(MsFlags::MS_RDONLY)?;
     // The log has what was not folded into the database.
