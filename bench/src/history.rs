@@ -40,7 +40,8 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
     drop(store);
     let flushing = flushing(bench, directory.path())?;
     let reading = reading(bench, directory.path())?;
-    Ok(vec![flushing, reading, size(directory.path())?])
+    let size = size(directory.path())?;
+    Ok(vec![flushing, reading, size, cutting_again(directory.path())?])
 }
 
 fn question(title: &str, unit: &'static str, scenarios: &[&str]) -> Comparison {
@@ -91,6 +92,16 @@ fn reading(bench: &mut Bench, directory: &Path) -> Result<Comparison> {
             comparison.push(scenario, 0, milliseconds);
         }
         bench.progress.step();
+    }
+    Ok(comparison)
+}
+
+fn cutting_again(directory: &Path) -> Result<Comparison> {
+    let title = "opening that history in another time zone: all days are cut again";
+    let mut comparison = question(title, "ms", &["until it is open"]);
+    for zone in ["Asia/Kathmandu", "UTC"] {
+        let zone = TimeZone::get(zone)?;
+        comparison.push(0, 0, time(|| Ok(drop(Store::open(directory, &zone)?)))?);
     }
     Ok(comparison)
 }
@@ -165,11 +176,11 @@ fn series(number: u16) -> Series {
         interface: "eth0".to_owned(),
         scope: Scope::Billed,
         origin: Origin::Socket,
-        direction: if number % 2 == 0 { Direction::Ingress } else { Direction::Egress },
+        direction: if number.is_multiple_of(2) { Direction::Ingress } else { Direction::Egress },
         leg: Leg::Client,
         protocol: Protocol::Tcp,
         port: Some(443 + number / 4),
-        family: if number / 2 % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 },
+        family: if (number / 2).is_multiple_of(2) { Family::Ipv4 } else { Family::Ipv6 },
     }
 }
 
