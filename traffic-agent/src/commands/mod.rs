@@ -1,10 +1,13 @@
 //! The commands: each puts the rooms below together and returns the exit status.
 
 mod compare;
+pub mod config;
 mod demo;
 mod doctor;
 mod exec;
 mod output;
+mod report;
+mod run;
 mod selftest;
 mod stage;
 mod subject;
@@ -15,6 +18,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 pub use output::{complain, is_closed_pipe};
 
+use crate::calendar;
 use crate::cli::{Cli, Command};
 use crate::method::classic;
 use crate::target;
@@ -31,7 +35,11 @@ pub const INCOMPLETE: i32 = 3;
 /// Returns the exit status that stands for an error: some words are only understood here, behind clap.
 pub fn exit_code(error: &anyhow::Error) -> i32 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<target::ports::ParseError>() || cause.is::<target::selector::ParseError>()
+        cause.is::<target::ports::ParseError>()
+            || cause.is::<target::selector::ParseError>()
+            || cause.is::<crate::config::Invalid>()
+            || cause.is::<calendar::ParseError>()
+            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -44,10 +52,13 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
+        Command::Run(args) => on_runtime(run::run(&args.settings)),
+        Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "traffic-agent", &mut text);
