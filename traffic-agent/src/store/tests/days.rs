@@ -101,6 +101,36 @@ fn a_zone_without_a_name_is_kept_by_its_offset() {
     assert_eq!(lengths(directory.path()), expected);
 }
 
+#[test]
+fn events_are_kept_for_the_newest_days() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    fill(&mut store, "2026-03-01T00:00:00Z", "2026-03-04T00:00:00Z");
+    let event = |at_time: &str| crate::history::Event {
+        start: at(at_time),
+        end: at(at_time),
+        kind: crate::history::EventKind::Note,
+        message: at_time.to_owned(),
+    };
+    let times = ["2026-03-01T12:00:00Z", "2026-03-02T23:59:59Z", "2026-03-03T00:00:00Z"];
+    let events = times.map(event).to_vec();
+    store
+        .flush(&one(TargetFlush {
+            events: events.clone(),
+            ..empty("xray", quarter("2026-03-03T23:45:00Z"))
+        }))
+        .unwrap();
+    let kept = |store: &mut Store, days| {
+        let events = Retention { quarters_days: None, days_days: None, events_days: days };
+        assert!(store.prune(&events).unwrap());
+        let reader = Reader::open(directory.path()).unwrap();
+        reader.events("xray", Timestamp::MIN..Timestamp::MAX).unwrap()
+    };
+    assert_eq!(kept(&mut store, None), events);
+    assert_eq!(kept(&mut store, Some(2)), events[1..]);
+    assert_eq!(kept(&mut store, Some(1)), events[2..]);
+}
+
 const KEEP_TWO: Retention =
     Retention { quarters_days: Some(2), days_days: Some(4), events_days: Some(1) };
 
