@@ -149,7 +149,7 @@ fn a_gap_marks_its_rows_and_only_them() {
     };
     let upgraded = Event { kind: EventKind::Note, message: "upgraded".to_owned(), ..gap.clone() };
     let rest = spread(gap.end, at("2026-11-25T00:00:00Z"));
-    history.flush("xray", "", "2026-11-25T00:00:00Z", rest, proxied(200), vec![gap, upgraded]);
+    history.flush("xray", "2026-11-25T00:00:00Z", rest, proxied(200), vec![gap, upgraded]);
     let days = ["--by", "day", "--from", "2026-11-22", "--to", "2026-11-25"];
     let report = history.json(&days);
     let complete: Vec<_> =

@@ -273,3 +273,134 @@ impl Tally {
         self.atoms.partition_point(|(edge, _)| *edge <= quarter).checked_sub(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calendar::Unit;
+    use crate::report::{Direction, Family, Origin};
+
+    fn calendar() -> Calendar {
+        Calendar::named("Asia/Shanghai").unwrap()
+    }
+
+    fn date(text: &str) -> Date {
+        text.parse().unwrap()
+    }
+
+    /// A span by the clock of the calendar.
+    fn slice(start: &str, end: &str) -> Slice {
+        let at = |text: &str| format!("2026-{text}+08:00").parse().unwrap();
+        let span = Span { start: at(start), end: at(end) };
+        Slice { name: String::new(), span, day: None }
+    }
+
+    fn quarter(text: &str) -> Quarter {
+        Quarter::of(format!("2026-{text}+08:00").parse().unwrap())
+    }
+
+    fn series(leg: Leg, port: Option<u16>) -> Series {
+        Series {
+            interface: "eth0".to_owned(),
+            scope: Scope::Billed,
+            origin: Origin::Socket,
+            direction: Direction::Egress,
+            leg,
+            protocol: Protocol::Tcp,
+            port,
+            family: Family::Ipv4,
+        }
+    }
+
+    fn bytes(wire_bytes: u64) -> Counters {
+        Counters { wire_bytes, ..Counters::default() }
+    }
+
+    #[test]
+    fn whole_days_are_read_as_days() {
+        let slices = [slice("11-01T00:00", "11-25T00:00"), slice("11-24T00:00", "11-25T00:00")];
+        let days = Piece::Days(date("2026-11-01")..date("2026-11-25"));
+        assert_eq!(pieces(&calendar(), &slices, true), [days]);
+        let quarters = Piece::Quarters(quarter("11-01T00:00")..quarter("11-25T00:00"));
+        assert_eq!(pieces(&calendar(), &slices, false), [quarters]);
+        assert!(pieces(&calendar(), &[], true).is_empty());
+    }
+
+    #[test]
+    fn only_days_that_are_cut_are_read_by_quarters() {
+        let slices = [slice("11-20T10:15", "11-25T00:00"), slice("11-23T00:00", "11-23T12:00")];
+        assert_eq!(
+            pieces(&calendar(), &slices, true),
+            [
+                Piece::Quarters(quarter("11-20T10:15")..quarter("11-21T00:00")),
+                Piece::Days(date("2026-11-21")..date("2026-11-23")),
+                Piece::Quarters(quarter("11-23T00:00")..quarter("11-24T00:00")),
+                Piece::Days(date("2026-11-24")..date("2026-11-25")),
+            ]
+        );
+    }
+
+    #[test]
+    fn hours_of_several_days_are_one_piece() {
+        let whole = slice("11-23T20:00", "11-25T05:00");
+        let hours = calendar().periods(Unit::Hour, whole.span);
+        let slices: Vec<Slice> =
+            hours.iter().map(|hour| Slice { span: hour.span, ..whole.clone() }).collect();
+        let quarters = Piece::Quarters(quarter("11-23T20:00")..quarter("11-25T05:00"));
+        assert_eq!(pieces(&calendar(), &slices, true), [quarters]);
+    }
+
+    #[test]
+    fn traffic_is_in_every_slice_that_it_lies_in_and_in_no_other() {
+        let slices = [
+            slice("11-01T00:00", "12-01T00:00"),
+            slice("11-24T00:00", "11-25T00:00"),
+            slice("11-23T00:00", "11-24T00:00"),
+        ];
+        let mut tally = Tally::new(&slices, &[]);
+        let series = series(Leg::Upstream, None);
+        for (at, count) in [
+            ("10-31T23:45", 1),
+            ("11-01T00:00", 2),
+            ("11-23T23:45", 4),
+            ("11-24T00:00", 8),
+            ("12-01T00:00", 16),
+        ] {
+            tally.add(quarter(at), &series, bytes(count));
+            tally.observe(quarter(at), count);
+        }
+        tally.add_day(&calendar(), date("2026-11-24"), &series, bytes(32));
+        tally.observe_day(&calendar(), date("2026-11-23"), 64);
+        let sums = [0, 1, 2].map(|slice| tally.total(slice).billed.wire_bytes());
+        assert_eq!(sums, [2 + 4 + 8 + 32, 8 + 32, 4]);
+        assert_eq!([0, 1, 2].map(|slice| tally.observed(slice)), [2 + 4 + 8 + 64, 8, 4 + 64]);
+    }
+
+    #[test]
+    fn ports_are_those_of_the_client_leg_and_upstream_is_one() {
+        let mut tally = Tally::new(&[slice("11-01T00:00", "12-01T00:00")], &[Dimension::Port]);
+        for (leg, port, count) in [
+            (Leg::Client, Some(443), 1),
+            (Leg::Client, Some(8443), 2),
+            (Leg::Client, None, 4),
+            (Leg::Upstream, None, 8),
+            (Leg::Client, Some(443), 16),
+        ] {
+            tally.add(quarter("11-24T00:00"), &series(leg, port), bytes(count));
+        }
+        let sums: Vec<_> = tally
+            .sums(0)
+            .iter()
+            .map(|(group, sum)| (group.leg, group.port, sum.billed.wire_bytes()))
+            .collect();
+        assert_eq!(
+            sums,
+            [
+                (Some(Leg::Client), Some(None), 4),
+                (Some(Leg::Client), Some(Some(443)), 17),
+                (Some(Leg::Client), Some(Some(8443)), 2),
+                (Some(Leg::Upstream), None, 8),
+            ]
+        );
+    }
+}
