@@ -8,6 +8,7 @@ mod output;
 mod report;
 mod selftest;
 mod stage;
+mod status;
 mod subject;
 
 use std::io::{self, Write as _};
@@ -50,6 +51,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Status(args) => status::run(&args, |_| None),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)

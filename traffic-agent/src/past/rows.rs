@@ -103,7 +103,13 @@ fn project(plan: &Plan, tally: &Tally, calendar: &Calendar) -> Option<Projection
     Some(projection::project(month.name(), (start, end), &billed, tally.observed(index)))
 }
 
-fn findings(subject: &Subject, whole: Span, totals: &Scopes, calendar: &Calendar) -> Vec<Finding> {
+/// What is to be said of a target and the span that is reported of.
+pub fn findings(
+    subject: &Subject,
+    whole: Span,
+    totals: &Scopes,
+    calendar: &Calendar,
+) -> Vec<Finding> {
     let Known { last_flush, now, .. } = subject.known;
     let shown = |instant: Timestamp| calendar.zoned(instant).strftime("%Y-%m-%d %H:%M:%S %:z");
     let mut findings = Vec::new();
