@@ -1,11 +1,13 @@
 //! The commands: each puts the rooms below together and returns the exit status.
 
 mod compare;
+pub mod config;
 mod demo;
 mod doctor;
 mod exec;
 mod output;
 mod report;
+mod run;
 mod selftest;
 mod stage;
 mod status;
@@ -36,6 +38,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<target::ports::ParseError>()
             || cause.is::<target::selector::ParseError>()
+            || cause.is::<crate::config::Invalid>()
             || cause.is::<calendar::ParseError>()
             || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
     };
@@ -56,6 +59,8 @@ pub fn run(command: Command) -> Result<i32> {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
+        Command::Run(args) => on_runtime(run::run(&args.settings)),
+        Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "traffic-agent", &mut text);

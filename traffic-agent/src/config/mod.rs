@@ -1,15 +1,31 @@
 //! What the daemon is told: from flags, the environment, `/etc/traffic-agent/config.toml` and defaults, in
 //! this order of precedence.
 //!
-//! `source` understands what was written and knows where, `read` makes values of it, `options` lists what
-//! there is, `reload` compares two. All that is wrong is said at once. Nothing here looks at targets: one
-//! that does not exist yet is no mistake.
+//! `settings` lists what there is, `source` knows what was written and where, `read` makes values of it,
+//! `layers` puts them on top of each other, `reload` compares two of the results. All that is wrong is said
+//! at once. Nothing here looks at targets: one that does not exist yet is no mistake.
 
+mod file;
+mod layers;
+mod read;
+pub mod reload;
+pub mod report;
+pub mod settings;
+pub mod source;
+mod targets;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use file::ConfigFile;
 use jiff::tz::TimeZone;
+pub use layers::parse;
 use log::LevelFilter;
+use source::{Given, Place, Problem};
 
 use crate::target::{PortFilter, TargetSpec};
 
@@ -61,14 +77,6 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// The file whose lock is held by the one agent that writes to the state directory. It is in there,
-    /// because it is the directory that must not have two.
-    pub fn lock_file(&self) -> PathBuf {
-        self.state_dir.join("lock")
-    }
-}
-
 /// How often counters are read: the pause grows from `least` to `most` while nothing new is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
@@ -99,8 +107,8 @@ pub struct Retention {
     pub events_days: Option<u32>,
     /// Estimates by the minute.
     pub estimates_minutes_days: Option<u32>,
-    /// Estimates by the hour, with their errors.
-    pub estimates_hours_days: Option<u32>,
+    /// Estimates by the quarter of an hour, with their errors.
+    pub estimates_quarters_days: Option<u32>,
 }
 
 impl Default for Retention {
@@ -110,7 +118,7 @@ impl Default for Retention {
             days_days: None,
             events_days: Some(800),
             estimates_minutes_days: Some(14),
-            estimates_hours_days: Some(800),
+            estimates_quarters_days: Some(800),
         }
     }
 }
@@ -126,4 +134,40 @@ pub struct Target {
     pub estimate_ports: PortFilter,
     /// Interfaces whose traffic is free.
     pub unbilled: Vec<String>,
+}
+
+/// What is in force, and who said so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// What is in force.
+    pub config: Config,
+    /// Where each setting comes from, in the order of [`settings::ALL`].
+    pub origins: Vec<(settings::Setting, Place)>,
+    /// The file that was read; `None` if there is none.
+    pub file: Option<PathBuf>,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Invalid {
+    /// In the order of the file, then of the settings; never empty.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [only] => write!(f, "the configuration is not valid: {only}"),
+            several => {
+                write!(f, "the configuration is not valid in {} places:", several.len())?;
+                several.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+/// Reads the file, if there is one, and puts what was given above it.
+pub fn load(file: &ConfigFile, given: &[Given]) -> Result<Loaded, Invalid> {
+    let text = file.read().map_err(|problem| Invalid { problems: vec![problem] })?;
+    parse(text.as_deref().map(|text| (file.path(), text)), given)
 }

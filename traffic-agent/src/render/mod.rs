@@ -10,6 +10,7 @@ use comfy_table::Table;
 use crate::units::Units;
 
 mod bar;
+pub mod config;
 pub mod csv;
 pub mod demo;
 pub mod doctor;
