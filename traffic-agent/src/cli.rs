@@ -7,9 +7,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::units;
-
-use crate::units::Units;
+use crate::units::{self, Units};
 
 /// Counts what a proxy's traffic really costs, beside what people estimate.
 ///
