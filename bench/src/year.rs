@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use jiff::{Timestamp, tz::TimeZone};
+use nix::sys::resource::{UsageWho, getrusage};
 use tempfile::TempDir;
 use traffic_agent::history::{Flush, Quarter, Series, TargetFlush};
 use traffic_agent::report::{Counters, Direction, Family, Leg, Origin, Protocol, Scope};
@@ -39,9 +40,13 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
         .with_context(|| format!("{MEMORY} cannot be written"))?;
     write(directory.path(), bench)?;
     let title = "a year of 5 targets, reported";
-    let scenarios = REPORTS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let mut times =
-        Comparison::new('e', title, "ms", Against::Nothing, scenarios, vec!["ours".to_owned()]);
+    let question = |title: &str| {
+        let scenarios = REPORTS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        Comparison::new('e', title, "ms", Against::Nothing, scenarios, vec!["ours".to_owned()])
+    };
+    let mut times = question(title);
+    // What the same is if nothing else runs on the machine.
+    let mut work = question("the same, processor time");
     let rounds = 2 * bench.plan.rounds;
     bench.progress.begin('e', title, rounds);
     for _ in 0..rounds {
@@ -49,14 +54,23 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
             let mut command = Command::new(&bench.agent);
             command.args(["report", "--state-dir"]).arg(directory.path()).args(*arguments);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let begin = Instant::now();
+            let (begin, worked) = (Instant::now(), time_of_children()?);
             let status = command.status().context("cannot start the agent")?;
             times.push(scenario, 0, begin.elapsed().as_secs_f64() * 1e3);
+            work.push(scenario, 0, time_of_children()? - worked);
             ensure!(status.success(), "{name}: the agent ended with {status}");
         }
         bench.progress.step();
     }
-    Ok(vec![times])
+    Ok(vec![times, work])
+}
+
+/// Milliseconds of a processor that children needed which have ended.
+fn time_of_children() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let milliseconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    Ok(milliseconds(usage.user_time()) + milliseconds(usage.system_time()))
 }
 
 /// Writes the year that ends now: 20 series a target, with traffic in every quarter.
