@@ -19,6 +19,7 @@ mod sockets;
 mod subject;
 mod throughput;
 mod user_space;
+mod year;
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +47,7 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f")]
     only: Vec<Part>,
     /// How to print the numbers
     #[arg(long, default_value = "table")]
@@ -63,8 +64,10 @@ enum Part {
     C,
     /// User space
     D,
-    /// History on disk
+    /// A year of history, reported
     E,
+    /// The same, written
+    F,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -97,7 +100,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::B => throughput::run(&mut bench)?,
             Part::C => growth::run(&mut bench)?,
             Part::D => user_space::run(&mut bench)?,
-            Part::E => history::run(&mut bench)?,
+            Part::E => year::run(&mut bench)?,
+            Part::F => history::run(&mut bench)?,
         });
     }
     // The bar goes before the numbers come.
