@@ -1,14 +1,15 @@
-//! Part f: what the daemon pays for its history: a flush, the size of a year, another time zone.
+//! Part f: what a history costs beneath `report`: a flush, reading a year, its size, another time zone.
 
 use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use jiff::{Timestamp, tz::TimeZone};
+use anyhow::{Context, Result, ensure};
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use tempfile::TempDir;
 use traffic_agent::history::{Absolute, Epoch, Flush, Quarter};
-use traffic_agent::store::{DATABASE, Store};
+use traffic_agent::report::Counters;
+use traffic_agent::store::{DATABASE, Reader, Store};
 use traffic_ebpf::Cell;
 
 use crate::bench::Bench;
@@ -21,18 +22,19 @@ const FLUSHES: usize = 20;
 /// Flushes of ten seconds in a quarter.
 const FLUSHES_PER_QUARTER: u64 = 90;
 
-/// Three questions about the history on disk.
+/// Four questions about the history on disk.
 pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
     let directory = TempDir::with_prefix_in("traffic-bench-", year::MEMORY)?;
     year::write(directory.path(), bench)?;
     let size = size(directory.path())?;
+    let reading = reading(bench, directory.path())?;
     let cutting = cutting_again(directory.path())?;
     // On a disk, not in memory: what a sync takes is asked, too.
     let beside = std::env::current_exe()?;
     let beside = beside.parent().context("the program is in no directory")?;
     let disk = TempDir::with_prefix_in("bench-history-", beside)?;
     fs::copy(directory.path().join(DATABASE), disk.path().join(DATABASE))?;
-    Ok(vec![flushing(bench, disk.path())?, size, cutting])
+    Ok(vec![flushing(bench, disk.path())?, reading, size, cutting])
 }
 
 fn question(title: &str, unit: &'static str, scenarios: &[&str]) -> Comparison {
@@ -76,6 +78,33 @@ fn keep(flush: &mut Flush, number: u64) {
             cells: cells.collect(),
         }];
     }
+}
+
+fn reading(bench: &mut Bench, directory: &Path) -> Result<Comparison> {
+    let title = "opening that year, and reading every row";
+    let mut comparison = question(title, "ms", &["of the days", "of the quarters"]);
+    let rounds = bench.plan.rounds;
+    bench.progress.begin('f', title, rounds);
+    for _ in 0..rounds {
+        let (mut days, mut quarters) = (Counters::default(), Counters::default());
+        let begin = Instant::now();
+        let reader = Reader::open(directory)?;
+        for target in reader.targets()? {
+            let range = Date::MIN..Date::MAX;
+            reader.days(&target.name, range, |_, _, counters| days += counters)?;
+        }
+        comparison.push(0, 0, begin.elapsed().as_secs_f64() * 1e3);
+        let begin = Instant::now();
+        let reader = Reader::open(directory)?;
+        for target in reader.targets()? {
+            let range = Quarter(i64::MIN)..Quarter(i64::MAX);
+            reader.quarters(&target.name, range, |_, _, counters| quarters += counters)?;
+        }
+        comparison.push(1, 0, begin.elapsed().as_secs_f64() * 1e3);
+        ensure!(days == quarters, "the days and the quarters of the year differ");
+        bench.progress.step();
+    }
+    Ok(comparison)
 }
 
 fn size(directory: &Path) -> Result<Comparison> {

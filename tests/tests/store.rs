@@ -36,6 +36,42 @@ fn a_writer_killed_in_the_middle_of_a_flush_leaves_a_whole_book() -> Result<()> 
     Ok(())
 }
 
+/// What a power cut leaves of the log: its beginning, with whatever in the last sectors.
+#[test]
+fn a_log_torn_anywhere_leaves_the_book_of_some_flush_before() -> Result<()> {
+    const FLUSHES: u64 = 30;
+    const SECTOR: usize = 512;
+    let shared = Shared::new()?;
+    let mut store = history::open(&shared.state())?;
+    for number in 1..=FLUSHES {
+        store.flush(&flush(number, number))?;
+    }
+    let (database, log) = (shared.state().join(DATABASE), shared.state().join("history.db-wal"));
+    let (database, log) = (fs::read(database)?, fs::read(log)?);
+    let mut before = 0;
+    // A prime, so that it is torn at every place of a page.
+    for end in (0..log.len()).step_by(20_011).chain([log.len()]) {
+        let torn = Shared::new()?;
+        let mut rest = log[..end].to_vec();
+        if end < log.len() {
+            let whole = end.saturating_sub(SECTOR);
+            rest[whole..].fill(0xa5);
+        }
+        fs::write(torn.state().join(DATABASE), &database)?;
+        fs::write(torn.state().join("history.db-wal"), rest)?;
+        let mut store = history::open(&torn.state())?;
+        let in_book = kept(&store)?;
+        assert_eq!(check(&torn.state())?, in_book, "torn at {end}");
+        ensure!(in_book >= before, "torn at {end}: {in_book} flushes after {before}");
+        before = in_book;
+        // And it goes on from there.
+        store.flush(&flush(in_book + 1, FLUSHES + 1))?;
+        assert_eq!(check(&torn.state())?, FLUSHES + 1, "torn at {end}");
+    }
+    assert_eq!(before, FLUSHES);
+    Ok(())
+}
+
 #[test]
 fn a_member_of_the_group_reads_at_any_time_and_a_stranger_never() -> Result<()> {
     let shared = Shared::new()?;
