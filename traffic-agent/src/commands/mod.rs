@@ -11,6 +11,7 @@ mod report;
 mod run;
 mod selftest;
 mod stage;
+mod status;
 mod subject;
 
 use std::io::{self, Write as _};
@@ -54,6 +55,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Status(args) => status::run(&args, |_| None),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
