@@ -9,6 +9,7 @@ pub mod config;
 pub mod daemon;
 pub mod estimate;
 pub mod history;
+pub mod install;
 pub mod kernel;
 pub mod ledger;
 pub mod lock;
