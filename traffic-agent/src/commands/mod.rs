@@ -5,6 +5,7 @@ pub mod config;
 mod demo;
 mod doctor;
 mod exec;
+mod manual;
 mod output;
 mod run;
 mod selftest;
@@ -60,12 +61,7 @@ pub fn run(command: Command) -> Result<i32> {
             io::stdout().write_all(&text)?;
             Ok(DONE)
         }
-        Command::Man => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
-            io::stdout().write_all(&text)?;
-            Ok(DONE)
-        }
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }
 

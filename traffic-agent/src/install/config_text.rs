@@ -15,7 +15,9 @@ const HEADER: &str = "# What traffic-agent counts. Check it with `traffic-agent 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is no TOML.
-    #[error("it is not understood, so nothing is added to it: {0}; see `traffic-agent config check`")]
+    #[error(
+        "it is not understood, so nothing is added to it: {0}; see `traffic-agent config check`"
+    )]
     NotToml(String),
     /// The name belongs to something else.
     #[error(
@@ -63,7 +65,8 @@ pub fn add(text: Option<&str>, unit: &str, slice: &str) -> Result<Edited, Refusa
         return Err(Refusal::NameTaken { name, selectors, wanted: format!("unit:{slice}") });
     }
     let (begin, end) = marks(unit);
-    let block = format!("{begin}[[target]]\nname = \"{name}\"\ntargets = [{}]\n{end}", literal(slice));
+    let block =
+        format!("{begin}[[target]]\nname = \"{name}\"\ntargets = [{}]\n{end}", literal(slice));
     Ok(Edited { text: format!("{text}{block}"), replaced: None })
 }
 
@@ -102,8 +105,9 @@ fn target_name(unit: &str) -> String {
 
 /// What is around an added target. The line end in front ends a last line that has none.
 fn marks(unit: &str) -> (String, String) {
-    let begin =
-        format!("\n# traffic-agent install {unit}: until `traffic-agent uninstall --unit {unit}`\n");
+    let begin = format!(
+        "\n# traffic-agent install {unit}: until `traffic-agent uninstall --unit {unit}`\n"
+    );
     (begin, format!("# traffic-agent install {unit}: end\n"))
 }
 
@@ -133,7 +137,8 @@ struct Element {
 
 /// The targets as far as they are understood; what else is wrong is said by `config check`.
 fn targets(text: &str) -> Result<Vec<Target>, Refusal> {
-    let root = DeTable::parse(text).map_err(|error| Refusal::NotToml(error.message().to_owned()))?;
+    let root =
+        DeTable::parse(text).map_err(|error| Refusal::NotToml(error.message().to_owned()))?;
     let root = root.into_inner();
     let Some(DeValue::Array(all)) = root.get("target").map(Spanned::get_ref) else {
         return Ok(Vec::new());
@@ -187,7 +192,9 @@ mod tests {
     fn a_target_is_added_and_taken_out_to_the_byte() {
         let added = "[[target]]\nname = \"xray\"\ntargets = [\"unit:system-xray_traffic.slice\"]\n";
         assert!(round_trip(None).contains(added));
-        for text in ["", "# mine", "host = true\n", "[[target]]\ntargets = ['pid:7']", "[retention]\n\n"] {
+        for text in
+            ["", "# mine", "host = true\n", "[[target]]\ntargets = ['pid:7']", "[retention]\n\n"]
+        {
             assert!(round_trip(Some(text)).contains(added), "{text}");
         }
     }
@@ -210,7 +217,10 @@ mod tests {
 
     #[test]
     fn another_target_of_that_name_is_not_touched() {
-        for text in ["[[target]]\nname = 'xray'\ntargets = ['pid:7']\n", "[[target]]\ntargets = ['process:xray']\n"] {
+        for text in [
+            "[[target]]\nname = 'xray'\ntargets = ['pid:7']\n",
+            "[[target]]\ntargets = ['process:xray']\n",
+        ] {
             let error = add(Some(text), "xray.service", SLICE).unwrap_err().to_string();
             assert!(error.contains("something else"), "{error}");
         }

@@ -65,8 +65,7 @@ impl Written {
     }
 
     fn make_directories(&mut self, file: &Path) -> Result<(), Error> {
-        let missing: Vec<_> =
-            file.ancestors().skip(1).take_while(|path| !path.exists()).collect();
+        let missing: Vec<_> = file.ancestors().skip(1).take_while(|path| !path.exists()).collect();
         for directory in missing.into_iter().rev() {
             fs::create_dir(directory).map_err(error("create", directory))?;
             fs::set_permissions(directory, Permissions::from_mode(0o755))
@@ -147,8 +146,7 @@ mod tests {
         let (new, old) = (directory.path().join("a/b/new"), directory.path().join("old"));
         fs::write(&old, "before").unwrap();
         fs::set_permissions(&old, Permissions::from_mode(0o640)).unwrap();
-        let changes =
-            [change(&new, None, Some("x")), change(&old, Some("before"), Some("after"))];
+        let changes = [change(&new, None, Some("x")), change(&old, Some("before"), Some("after"))];
         let written = Written::write(&changes).unwrap();
         assert_eq!(read(&new).unwrap().as_deref(), Some("x"));
         assert_eq!(fs::metadata(&new).unwrap().mode() & 0o7777, 0o644);

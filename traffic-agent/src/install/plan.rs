@@ -110,7 +110,9 @@ pub enum Refusal {
     #[error("the name of {0} is too long for a slice made of it; give one: --slice NAME.slice")]
     LongName(String),
     /// It is in another slice of ours.
-    #[error("{unit} is in {slice} already; to change that, `traffic-agent uninstall --unit {unit}` first")]
+    #[error(
+        "{unit} is in {slice} already; to change that, `traffic-agent uninstall --unit {unit}` first"
+    )]
     OtherSlice {
         /// The unit.
         unit: String,
@@ -173,7 +175,11 @@ pub fn install(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Plan, 
     }
     put(found.config.clone(), config.text, None)?;
     let remedy = "choose another slice: --slice NAME.slice";
-    put(slice_file(&slice), slice_unit(unit, found.slice_of(&unit.id).is_some(), found.file(&slice_file(&slice))), Some(remedy))?;
+    put(
+        slice_file(&slice),
+        slice_unit(unit, found.slice_of(&unit.id).is_some(), found.file(&slice_file(&slice))),
+        Some(remedy),
+    )?;
     put(order(&unit.id), order_unit(&unit.id, &slice), Some("move it away"))?;
     // The line of what was replaced is written once: at the second time the slice stands there already.
     let existing = found.file(&drop_in(&unit.id)).filter(|_| config.replaced.is_none());
@@ -236,8 +242,9 @@ fn choose_slice(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Strin
         }
         (Some(ours), _) => Ok(ours.to_owned()),
         (None, Some(asked)) => Ok(asked),
-        (None, None) => slice::name(&unit.slice, &unit.id)
-            .ok_or_else(|| Refusal::LongName(unit.id.clone())),
+        (None, None) => {
+            slice::name(&unit.slice, &unit.id).ok_or_else(|| Refusal::LongName(unit.id.clone()))
+        }
     }
 }
 

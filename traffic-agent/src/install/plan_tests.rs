@@ -84,7 +84,10 @@ fn files_of_others_are_not_overwritten() {
         let mut found = found();
         found.files.insert(path.clone(), "# mine\n".to_owned());
         let error = install(&found, &unit(), None).unwrap_err();
-        assert!(matches!(&error, Refusal::Foreign { path: named, .. } if *named == path), "{error}");
+        assert!(
+            matches!(&error, Refusal::Foreign { path: named, .. } if *named == path),
+            "{error}"
+        );
     }
 }
 
