@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod calendar;
 pub mod check;
 pub mod child;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod method;
 pub mod netns;
 pub mod network;
 pub mod notify;
+pub mod past;
 pub mod proof;
 pub mod render;
 pub mod report;

@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod manual;
 mod output;
+mod report;
 mod run;
 mod selftest;
 mod stage;
@@ -18,6 +19,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 pub use output::{complain, is_closed_pipe};
 
+use crate::calendar;
 use crate::cli::{Cli, Command};
 use crate::method::classic;
 use crate::target;
@@ -37,6 +39,8 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
         cause.is::<target::ports::ParseError>()
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
+            || cause.is::<calendar::ParseError>()
+            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -49,6 +53,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)

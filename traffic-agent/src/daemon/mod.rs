@@ -7,7 +7,6 @@
 mod account;
 mod book;
 pub mod clock;
-mod notify;
 mod targets;
 mod watch;
 
@@ -24,6 +23,9 @@ use self::targets::Targets;
 use self::watch::Watch;
 use crate::config::{self, Config};
 use crate::kernel::pins::PinRoot;
+use crate::lock::Lock;
+use crate::logging;
+use crate::notify;
 use crate::signals::Signals;
 use crate::store::{self, Store};
 use crate::target::Host;
@@ -83,6 +85,8 @@ struct Daemon<'h> {
     last: Now,
     /// Until when no cgroup came or went that was not looked at.
     silent_since: Timestamp,
+    /// How often the service manager wants to hear of it, if it does.
+    watchdog: Option<Duration>,
     /// What was complained about last, so that the log is not filled with it.
     complaint: Option<String>,
 }
@@ -90,6 +94,8 @@ struct Daemon<'h> {
 /// Runs until it is told to end. Counting goes on when it has ended.
 pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     let mut signals = Signals::take()?;
+    logging::start(config.log_level);
+    let _lock = Lock::take(&config.state_dir)?;
     let host = Host::detect()?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let boot_id = boot_id(&host.proc)?;
@@ -107,6 +113,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
         pause,
         last: now,
         silent_since: now.wall,
+        watchdog: notify::watchdog_interval(),
         complaint: None,
     };
     daemon.open_store(now);
@@ -158,6 +165,9 @@ impl Daemon<'_> {
         let due = &self.due;
         let quarter = Instant::now() + until_next_quarter(Timestamp::now());
         let mut wake = due.read.min(due.follow).min(due.audit).min(quarter);
+        if let Some(interval) = self.watchdog {
+            wake = wake.min(Instant::now() + interval);
+        }
         if self.targets.any_absent() {
             wake = wake.min(due.look);
         }
@@ -287,7 +297,7 @@ impl Daemon<'_> {
             self.flush();
             self.store = None;
         }
-        log::set_max_level(new.log_level);
+        logging::set_level(new.log_level);
         self.config = new;
         self.targets.change(&self.config.targets, self.store.as_mut(), now);
         if self.store.is_none() {
@@ -319,6 +329,7 @@ fn boot_id(proc: &Path) -> Result<String> {
 /// Reads what is counted to the end, writes it to the history, and removes all pins of this state directory:
 /// nothing is counted any more. Returns the names of the targets.
 pub fn detach(config: &Config) -> Result<Vec<String>> {
+    let _lock = Lock::take(&config.state_dir)?;
     let host = Host::detect()?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
