@@ -6,6 +6,7 @@ mod demo;
 mod detach;
 mod doctor;
 mod exec;
+mod manual;
 mod output;
 mod report;
 mod run;
@@ -69,12 +70,7 @@ pub fn run(command: Command) -> Result<i32> {
             io::stdout().write_all(&text)?;
             Ok(DONE)
         }
-        Command::Man => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
-            io::stdout().write_all(&text)?;
-            Ok(DONE)
-        }
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }
 
