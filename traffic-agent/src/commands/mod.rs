@@ -5,10 +5,13 @@ pub mod config;
 mod demo;
 mod doctor;
 mod exec;
+mod install;
 mod output;
 mod selftest;
+mod service;
 mod stage;
 mod subject;
+mod uninstall;
 
 use std::io::{self, Write as _};
 
@@ -35,6 +38,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
         cause.is::<target::ports::ParseError>()
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
+            || cause.is::<service::NobodyToAsk>()
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -52,9 +56,14 @@ pub fn run(command: Command) -> Result<i32> {
             Ok(DONE)
         }
         Command::Run(args) => match config::load(&args.settings) {
-            Ok(loaded) => anyhow::bail!("cannot count {} targets: the daemon is not part of this build", loaded.config.targets.len()),
+            Ok(loaded) => anyhow::bail!(
+                "cannot count {} targets: the daemon is not part of this build",
+                loaded.config.targets.len()
+            ),
             Err(invalid) => Err(invalid.into()),
         },
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

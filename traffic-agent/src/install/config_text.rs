@@ -15,7 +15,9 @@ const HEADER: &str = "# What traffic-agent counts. Check it with `traffic-agent 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is no TOML.
-    #[error("it is not understood, so nothing is added to it: {0}; see `traffic-agent config check`")]
+    #[error(
+        "it is not understood, so nothing is added to it: {0}; see `traffic-agent config check`"
+    )]
     NotToml(String),
     /// The name belongs to something else.
     #[error(
@@ -63,7 +65,8 @@ pub fn add(text: Option<&str>, unit: &str, slice: &str) -> Result<Edited, Refusa
         return Err(Refusal::NameTaken { name, selectors, wanted: format!("unit:{slice}") });
     }
     let (begin, end) = marks(unit);
-    let block = format!("{begin}[[target]]\nname = \"{name}\"\ntargets = [{}]\n{end}", literal(slice));
+    let block =
+        format!("{begin}[[target]]\nname = \"{name}\"\ntargets = [{}]\n{end}", literal(slice));
     Ok(Edited { text: format!("{text}{block}"), replaced: None })
 }
 
@@ -94,6 +97,14 @@ pub fn remove(
     Ok(Some(rest))
 }
 
+/// Whether an agent with this configuration has anything to count.
+pub fn has_targets(text: &str) -> bool {
+    let host = DeTable::parse(text).is_ok_and(|root| {
+        matches!(root.get_ref().get("host").map(Spanned::get_ref), Some(DeValue::Boolean(true)))
+    });
+    host || targets(text).is_ok_and(|targets| !targets.is_empty())
+}
+
 /// The name of the target: the one that the unit has without a slice, so that its history goes on.
 fn target_name(unit: &str) -> String {
     let specs = group(vec![Selector::from(Value::Unit(unit.to_owned()))]);
@@ -102,8 +113,9 @@ fn target_name(unit: &str) -> String {
 
 /// What is around an added target. The line end in front ends a last line that has none.
 fn marks(unit: &str) -> (String, String) {
-    let begin =
-        format!("\n# traffic-agent install {unit}: until `traffic-agent uninstall --unit {unit}`\n");
+    let begin = format!(
+        "\n# traffic-agent install {unit}: until `traffic-agent uninstall --unit {unit}`\n"
+    );
     (begin, format!("# traffic-agent install {unit}: end\n"))
 }
 
@@ -133,7 +145,8 @@ struct Element {
 
 /// The targets as far as they are understood; what else is wrong is said by `config check`.
 fn targets(text: &str) -> Result<Vec<Target>, Refusal> {
-    let root = DeTable::parse(text).map_err(|error| Refusal::NotToml(error.message().to_owned()))?;
+    let root =
+        DeTable::parse(text).map_err(|error| Refusal::NotToml(error.message().to_owned()))?;
     let root = root.into_inner();
     let Some(DeValue::Array(all)) = root.get("target").map(Spanned::get_ref) else {
         return Ok(Vec::new());
@@ -187,7 +200,9 @@ mod tests {
     fn a_target_is_added_and_taken_out_to_the_byte() {
         let added = "[[target]]\nname = \"xray\"\ntargets = [\"unit:system-xray_traffic.slice\"]\n";
         assert!(round_trip(None).contains(added));
-        for text in ["", "# mine", "host = true\n", "[[target]]\ntargets = ['pid:7']", "[retention]\n\n"] {
+        for text in
+            ["", "# mine", "host = true\n", "[[target]]\ntargets = ['pid:7']", "[retention]\n\n"]
+        {
             assert!(round_trip(Some(text)).contains(added), "{text}");
         }
     }
@@ -210,12 +225,22 @@ mod tests {
 
     #[test]
     fn another_target_of_that_name_is_not_touched() {
-        for text in ["[[target]]\nname = 'xray'\ntargets = ['pid:7']\n", "[[target]]\ntargets = ['process:xray']\n"] {
+        for text in [
+            "[[target]]\nname = 'xray'\ntargets = ['pid:7']\n",
+            "[[target]]\ntargets = ['process:xray']\n",
+        ] {
             let error = add(Some(text), "xray.service", SLICE).unwrap_err().to_string();
             assert!(error.contains("something else"), "{error}");
         }
         let error = add(Some("a = "), "xray.service", SLICE).unwrap_err().to_string();
         assert!(error.contains("config check"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_counts_something_or_nothing() {
+        assert!(has_targets("host = true\n"));
+        assert!(has_targets("[[target]]\ntargets = ['pid:1']\n"));
+        assert!(!has_targets("host = false\n# [[target]]\n"));
     }
 
     #[test]

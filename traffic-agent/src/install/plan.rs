@@ -110,13 +110,21 @@ pub enum Refusal {
     #[error("the name of {0} is too long for a slice made of it; give one: --slice NAME.slice")]
     LongName(String),
     /// It is in another slice of ours.
-    #[error("{unit} is in {slice} already; to change that, `traffic-agent uninstall --unit {unit}` first")]
+    #[error(
+        "{unit} is in {slice} already; to change that, `traffic-agent uninstall --unit {unit}` first"
+    )]
     OtherSlice {
         /// The unit.
         unit: String,
         /// Where it is.
         slice: String,
     },
+    /// A drop-in that is read after ours.
+    #[error(
+        "{} says Slice=, and is read after what would be written here; take that line out of it, or give its \
+         slice as --slice, if nothing else is in it", .0.display()
+    )]
+    Overruled(PathBuf),
     /// A file in the way.
     #[error(
         "{} was not written by `traffic-agent install`, so it is not overwritten; {remedy}", path.display()
@@ -146,6 +154,9 @@ pub enum Refusal {
 /// Plans a slice of its own for a unit.
 pub fn install(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Plan, Refusal> {
     let slice = choose_slice(found, unit, asked)?;
+    if let Some(other) = overruling(found, unit) {
+        return Err(Refusal::Overruled(other));
+    }
     let cgroup = slice::cgroup(&slice);
     let config = add_to_config(found, &unit.id, &slice)?;
     let mut plan = Plan {
@@ -173,7 +184,11 @@ pub fn install(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Plan, 
     }
     put(found.config.clone(), config.text, None)?;
     let remedy = "choose another slice: --slice NAME.slice";
-    put(slice_file(&slice), slice_unit(unit, found.slice_of(&unit.id).is_some(), found.file(&slice_file(&slice))), Some(remedy))?;
+    put(
+        slice_file(&slice),
+        slice_unit(unit, found.slice_of(&unit.id).is_some(), found.file(&slice_file(&slice))),
+        Some(remedy),
+    )?;
     put(order(&unit.id), order_unit(&unit.id, &slice), Some("move it away"))?;
     // The line of what was replaced is written once: at the second time the slice stands there already.
     let existing = found.file(&drop_in(&unit.id)).filter(|_| config.replaced.is_none());
@@ -236,9 +251,22 @@ fn choose_slice(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Strin
         }
         (Some(ours), _) => Ok(ours.to_owned()),
         (None, Some(asked)) => Ok(asked),
-        (None, None) => slice::name(&unit.slice, &unit.id)
-            .ok_or_else(|| Refusal::LongName(unit.id.clone())),
+        (None, None) => {
+            slice::name(&unit.slice, &unit.id).ok_or_else(|| Refusal::LongName(unit.id.clone()))
+        }
     }
+}
+
+/// A drop-in that sets the slice and wins against ours: they are read in the order of their names.
+fn overruling(found: &Found, unit: &Unit) -> Option<PathBuf> {
+    let ours = drop_in(&unit.id);
+    let wins = |path: &&PathBuf| path.file_name() > ours.file_name();
+    let sets = |path: &&PathBuf| {
+        let text = found.file(path).unwrap_or_default();
+        text.lines().any(|line| line.trim_start().starts_with("Slice="))
+    };
+    let paths: Vec<PathBuf> = unit.drop_ins.iter().map(PathBuf::from).collect();
+    paths.iter().filter(wins).find(sets).cloned()
 }
 
 fn add_to_config(found: &Found, unit: &str, slice: &str) -> Result<config_text::Edited, Refusal> {

@@ -84,7 +84,10 @@ fn files_of_others_are_not_overwritten() {
         let mut found = found();
         found.files.insert(path.clone(), "# mine\n".to_owned());
         let error = install(&found, &unit(), None).unwrap_err();
-        assert!(matches!(&error, Refusal::Foreign { path: named, .. } if *named == path), "{error}");
+        assert!(
+            matches!(&error, Refusal::Foreign { path: named, .. } if *named == path),
+            "{error}"
+        );
     }
 }
 
@@ -121,4 +124,16 @@ fn the_agent_outlives_all_but_the_last_unit() {
     assert!(!back.changes.iter().any(|change| change.path == agent_file()));
     let names = ["50-xray.service.conf".to_owned(), "override.conf".to_owned()];
     assert_eq!(installed(&names), ["xray.service"]);
+}
+
+#[test]
+fn a_drop_in_that_would_win_is_named() {
+    let path = "/etc/systemd/system/xray.service.d/override.conf";
+    let edited = Unit { drop_ins: vec![path.to_owned()], ..unit() };
+    let mut found = found();
+    found.files.insert(path.into(), "[Service]\nSlice=mine.slice\n".to_owned());
+    let error = install(&found, &edited, None).unwrap_err();
+    assert_eq!(error, Refusal::Overruled(path.into()));
+    found.files.insert(path.into(), "[Service]\nRestart=always\n".to_owned());
+    assert!(install(&found, &edited, None).is_ok());
 }

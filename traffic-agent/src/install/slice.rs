@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn what_systemd_refuses_is_refused() {
-        for bad in ["xray", ".slice", "-.slice", "a--b.slice", "-a.slice", "a@b.slice", "a/b.slice"] {
+        for bad in ["xray", ".slice", "-.slice", "a--b.slice", "-a.slice", "a@b.slice", "a/b.slice"]
+        {
             assert!(!is_valid(bad), "{bad}");
         }
     }

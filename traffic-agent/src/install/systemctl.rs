@@ -11,7 +11,9 @@ use crate::install::Unit;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is none.
-    #[error("systemd does not run this host, so there are no units; measure with `traffic-agent run` alone")]
+    #[error(
+        "systemd does not run this host, so there are no units; measure with `traffic-agent run` alone"
+    )]
     NoSystemd,
     /// It could not be started.
     #[error("cannot run {program}")]

@@ -93,8 +93,17 @@ pub fn check_name(unit: &str) -> Result<(), Refusal> {
 /// Adds the suffix that systemctl adds.
 pub fn with_suffix(unit: &str) -> String {
     let known = [
-        ".service", ".slice", ".scope", ".socket", ".target", ".mount", ".automount", ".swap", ".path",
-        ".timer", ".device",
+        ".service",
+        ".slice",
+        ".scope",
+        ".socket",
+        ".target",
+        ".mount",
+        ".automount",
+        ".swap",
+        ".path",
+        ".timer",
+        ".device",
     ];
     match known.iter().any(|suffix| unit.ends_with(suffix)) {
         true => unit.to_owned(),
@@ -104,8 +113,7 @@ pub fn with_suffix(unit: &str) -> String {
 
 /// Reads `systemctl show --property=PROPERTIES`.
 pub fn read(asked: &str, text: &str) -> Result<Unit, Refusal> {
-    let all: BTreeMap<&str, &str> =
-        text.lines().filter_map(|line| line.split_once('=')).collect();
+    let all: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let get = |name: &str| all.get(name).copied().unwrap_or_default();
     match get("LoadState") {
         "loaded" => {}
