@@ -1,6 +1,7 @@
 //! The command line. Only here: clap.
 
 pub mod install;
+pub mod report;
 pub mod run;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
@@ -81,7 +82,7 @@ pub enum Command {
         Flags win over the environment, the environment over the file, the file over defaults. Of targets \
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it
@@ -103,6 +104,11 @@ pub enum Command {
         traffic-agent uninstall --unit xray.service           this one\n  \
         traffic-agent uninstall --purge                       all of them, and the history")]
     Uninstall(install::Uninstall),
+    /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
+    ///
+    /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Report),
     /// Print a shell's completions
     Completions {
         /// The shell

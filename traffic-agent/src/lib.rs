@@ -1,20 +1,26 @@
 //! traffic-agent: the library behind the command.
 
+pub mod calendar;
 pub mod check;
 pub mod child;
 pub mod cli;
 pub mod commands;
 pub mod comparison;
 pub mod config;
+pub mod daemon;
 pub mod estimate;
 pub mod history;
 pub mod install;
 pub mod kernel;
 pub mod ledger;
+pub mod lock;
+pub mod logging;
 pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod notify;
+pub mod past;
 pub mod proof;
 pub mod render;
 pub mod report;

@@ -7,6 +7,8 @@ mod doctor;
 mod exec;
 mod install;
 mod output;
+mod report;
+mod run;
 mod selftest;
 mod service;
 mod stage;
@@ -19,6 +21,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 pub use output::{complain, is_closed_pipe};
 
+use crate::calendar;
 use crate::cli::{Cli, Command};
 use crate::method::classic;
 use crate::target;
@@ -39,6 +42,8 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
             || cause.is::<service::NobodyToAsk>()
+            || cause.is::<calendar::ParseError>()
+            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -51,19 +56,14 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
-        Command::Run(args) => match config::load(&args.settings) {
-            Ok(loaded) => anyhow::bail!(
-                "cannot count {} targets: the daemon is not part of this build",
-                loaded.config.targets.len()
-            ),
-            Err(invalid) => Err(invalid.into()),
-        },
         Command::Install(args) => install::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
+        Command::Run(args) => on_runtime(run::run(&args.settings)),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

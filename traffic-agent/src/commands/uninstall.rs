@@ -10,11 +10,11 @@ use super::DONE;
 use super::service::{agree, check_host, installed_units, look_around, show, stop_empty_slice};
 use crate::cli::install::{Consent, Uninstall};
 use crate::config::Config;
+use crate::daemon;
 use crate::install::files::{self, Written};
 use crate::install::plan::{AGENT, GROUP};
 use crate::install::systemctl::{self, systemctl};
 use crate::install::{Plan, Unit, config_text, plan, unit};
-use crate::kernel::pins::PinRoot;
 
 /// Runs the command; returns the exit status.
 pub fn run(args: &Uninstall) -> Result<i32> {
@@ -117,7 +117,8 @@ fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
     written.keep();
     if last {
         systemctl(&["stop", AGENT])?;
-        detach()?;
+        // Its last word comes from the counters themselves.
+        daemon::detach(&Config::default())?;
         systemctl(&["daemon-reload"])?;
     } else {
         systemctl(&["try-reload-or-restart", AGENT])?;
@@ -127,13 +128,6 @@ fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
         true => println!("{} is as before from its next restart on", plan.unit),
         false => println!("{} is as before", plan.unit),
     }
-    Ok(())
-}
-
-/// Removes what is pinned: with it all is detached.
-fn detach() -> Result<()> {
-    let config = Config::default();
-    PinRoot::open(&config.bpffs, &config.state_dir)?.remove_all()?;
     Ok(())
 }
 
