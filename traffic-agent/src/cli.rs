@@ -1,6 +1,7 @@
 //! The command line. Only here: clap.
 
 pub mod detach;
+pub mod install;
 pub mod report;
 pub mod run;
 
@@ -96,6 +97,21 @@ pub enum Command {
         #[command(subcommand)]
         command: run::ConfigCommand,
     },
+    /// Count a service without a gap: put it into a slice of its own, and the agent's unit before it
+    ///
+    /// A restart makes a unit a new cgroup, and what counts in the old one is gone until the agent sees the
+    /// new one. The cgroup of a slice stays. Shows what it will write, says which restart that needs, and asks.
+    #[command(after_help = "Examples:\n  \
+        traffic-agent install --unit xray.service --dry-run   what would be written\n  \
+        traffic-agent install --unit xray.service --yes       without a terminal\n  \
+        traffic-agent install --unit xray.service --no-restart  in force at its next restart\n  \
+        traffic-agent install --container xray                what to add to a container")]
+    Install(install::Install),
+    /// Undo `install`; keep the history
+    #[command(after_help = "Examples:\n  \
+        traffic-agent uninstall --unit xray.service           this one\n  \
+        traffic-agent uninstall --purge                       all of them, and the history")]
+    Uninstall(install::Uninstall),
     /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
     ///
     /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
