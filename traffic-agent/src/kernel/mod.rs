@@ -7,6 +7,7 @@ mod answered;
 pub mod attached;
 mod btf;
 mod figures;
+mod host;
 mod object;
 pub mod probe;
 mod slots;
@@ -33,6 +34,7 @@ use traffic_ebpf::{
 pub use self::{
     answered::{Answered, Unavailable},
     figures::{LoadedFigures, ProgramFigures},
+    host::{HostCells, HostCounter, HostSample, TURN_AT},
     slots::{Owner, SlotTables},
     trace::Trace,
 };
@@ -213,16 +215,7 @@ pub struct Counter {
 impl Counter {
     /// Loads the programs and creates the maps. Nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
-        // Before 5.11 maps count against the locked memory of the process. Where the limit cannot be
-        // raised it may still suffice; if not, the load fails and says so.
-        let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let loaded = Self::load_unlimited(options);
-        if let (Ok((soft, hard)), Ok(())) = (limit, raised) {
-            // A measured command must not inherit it. Lowering is always permitted.
-            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
-        }
-        loaded
+        unlimited(|| Self::load_unlimited(options))
     }
 
     fn load_unlimited(options: &Options) -> Result<Self, Error> {
@@ -235,6 +228,7 @@ impl Counter {
         };
         let mut loader = EbpfLoader::new();
         answered::size_maps(&mut loader, layout.is_ok());
+        host::size_maps(&mut loader);
         if let Ok(layout) = &layout {
             layout.set(&mut loader);
         }
@@ -357,6 +351,21 @@ impl Counter {
     pub fn trace(&mut self) -> &mut Trace {
         &mut self.trace
     }
+}
+
+/// Does something with as much locked memory as it needs.
+///
+/// Before 5.11 maps count against the locked memory of the process. Where the limit cannot be raised it may
+/// still suffice; if not, the load fails and says so.
+fn unlimited<T>(load: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
+    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    let loaded = load();
+    if let (Ok((soft, hard)), Ok(())) = (limit, raised) {
+        // A measured command must not inherit it. Lowering is always permitted.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
+    }
+    loaded
 }
 
 const INGRESS_PROGRAM: &str = "count_ingress";
