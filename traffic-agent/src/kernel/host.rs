@@ -4,24 +4,45 @@
 //! waits until no program is left that adds to the first: from then on that one is at rest, so that it can be
 //! read for good and emptied. Nothing is ever taken out of the map that is in use.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues},
-    programs::{CgroupAttachMode, CgroupSkbAttachType},
     util::nr_cpus,
 };
 use traffic_ebpf::{Cell, DIRECTIONS, HOST_ENTRIES, HostKey, HostSums, OFFSETS};
 
-use super::{Error, answered, btf::Btf, load_error, load_skb, object, unlimited};
+use super::{
+    Error, answered,
+    attached::Hook,
+    btf::Btf,
+    descriptor,
+    generation::{self, Generations},
+    links::{AttachError, Links},
+    load_error, load_skb, object,
+    pinned::{COUNTERS, take_over_maps},
+    pins::{PinRoot, Pins},
+    with_locked_memory,
+};
 
-const INGRESS_PROGRAM: &str = "count_host_ingress";
-const EGRESS_PROGRAM: &str = "count_host_egress";
+const PROGRAMS: [(Hook, &str); 2] =
+    [(Hook::Ingress, "count_host_ingress"), (Hook::Egress, "count_host_egress")];
 const MAPS: [&str; 2] = ["HOST_EVEN", "HOST_ODD"];
 const OVERFLOW: &str = "HOST_OVERFLOW";
 const TURN: &str = "HOST_TURN";
 const BARRIER: &str = "HOST_BARRIER";
+/// The maps that outlive the agent. An agent of another ABI takes them over: whoever changes the layout of one
+/// must read the old ones to their end.
+const PINNED: [&str; 4] = [MAPS[0], MAPS[1], OVERFLOW, TURN];
+/// The name beside the targets' in the pins; none of theirs has such a character.
+const PINS: &str = "~host";
 
 /// A map of which so much is in use is near its end: time to turn to the other.
 pub const TURN_AT: usize = HOST_ENTRIES as usize / 2;
@@ -70,10 +91,11 @@ impl HostSample {
     }
 }
 
-/// The instance. It counts from [`HostCounter::attach`] until it is dropped.
+/// The instance. It counts from [`HostCounter::attach`] on: until it is dropped, or as long as it is pinned.
 pub struct HostCounter {
-    /// Owns the programs and with them the links: dropping it detaches.
+    /// Owns the programs.
     ebpf: Ebpf,
+    links: Links,
     maps: [PerCpuHashMap<MapData, Key, Value>; 2],
     overflow: PerCpuArray<MapData, Value>,
     turn: Array<MapData, u64>,
@@ -90,26 +112,39 @@ impl HostCounter {
 
     /// The same with room for so many keys in each map: a test fills them.
     pub fn load_with(entries: u32) -> Result<Self, Error> {
-        unlimited(|| Self::load_unlimited(entries))
+        with_locked_memory(|| Self::assemble(load_programs(entries, None)?, |_| Ok(Links::held())))
     }
 
-    fn load_unlimited(entries: u32) -> Result<Self, Error> {
-        let object = object::bytes()?;
-        let offsets = namespace_offsets();
-        let mut loader = EbpfLoader::new();
-        answered::size_maps(&mut loader, false);
-        loader.btf(None).map_max_entries("CELLS", 1).map_max_entries("ANSWERED", 1);
-        for map in MAPS {
-            loader.map_max_entries(map, entries);
+    /// Opens what is pinned, or begins it: counting goes on when the agent ends. What was attached goes on
+    /// counting, from here on by this agent's programs.
+    pub fn open(root: &PinRoot) -> Result<Self, Error> {
+        let pins = root.target(PINS);
+        let earlier = root.earlier(PINS)?;
+        pins.create()?;
+        if let Some(earlier) = &earlier {
+            take_over_maps(earlier, &pins, PINNED)?;
         }
-        for (name, offset) in offsets.iter().flatten() {
-            loader.override_global(name, offset, true);
+        let counter = with_locked_memory(|| {
+            let ebpf = load_programs(HOST_ENTRIES, Some(&pins))?;
+            Self::assemble(ebpf, |ebpf| {
+                let program = |wanted: Hook| {
+                    let (_, name) = PROGRAMS.iter().find(|(hook, _)| *hook == wanted)?;
+                    descriptor(ebpf, name).ok()
+                };
+                Links::adopt(pins.clone(), earlier.as_ref(), program)
+            })
+        })?;
+        if let Some(earlier) = earlier {
+            earlier.remove()?;
         }
-        let mut ebpf = loader.load(&object).map_err(|source| Error::Load { source })?;
-        drop(loader);
-        for name in [INGRESS_PROGRAM, EGRESS_PROGRAM] {
-            load_skb(&mut ebpf, name)?.load().map_err(load_error)?;
-        }
+        Ok(counter)
+    }
+
+    fn assemble(
+        mut ebpf: Ebpf,
+        links: impl FnOnce(&Ebpf) -> Result<Links, Error>,
+    ) -> Result<Self, Error> {
+        let links = links(&ebpf)?;
         let [even, odd] = MAPS;
         let Map::Array(turn) = take(&mut ebpf, TURN)? else { return Err(foreign(TURN)) };
         let map_id = turn.info().map_err(map_error("read", TURN))?.id();
@@ -118,23 +153,29 @@ impl HostCounter {
             overflow: open(&mut ebpf, OVERFLOW)?,
             turn: Map::Array(turn).try_into().map_err(map_error("open", TURN))?,
             barrier: open(&mut ebpf, BARRIER)?,
-            tells_namespaces: offsets.is_some(),
+            tells_namespaces: namespace_offsets().is_some(),
             map_id,
+            links,
             ebpf,
         })
     }
 
-    /// Attaches to the root of the cgroup tree: from now on every packet of every socket is counted.
+    /// Attaches to the root of the cgroup tree, if it is not yet: from now on every packet of every socket is
+    /// counted.
     pub fn attach(&mut self, root: &Path) -> Result<(), Error> {
-        let directory = File::open(root)
-            .map_err(|source| Error::OpenCgroup { path: root.to_owned(), source })?;
-        for (name, direction) in [
-            (INGRESS_PROGRAM, CgroupSkbAttachType::Ingress),
-            (EGRESS_PROGRAM, CgroupSkbAttachType::Egress),
-        ] {
-            load_skb(&mut self.ebpf, name)?
-                .attach(&directory, direction, CgroupAttachMode::Single)
-                .map_err(|source| Error::Attach { program: name, path: root.to_owned(), source })?;
+        let open_error = |source| Error::OpenCgroup { path: root.to_owned(), source };
+        let directory = File::open(root).map_err(open_error)?;
+        let id = directory.metadata().map_err(open_error)?.ino();
+        for (hook, name) in PROGRAMS {
+            let program = descriptor(&self.ebpf, name)?;
+            self.links.attach((id, hook), program, directory.as_fd()).map_err(
+                |error| match error {
+                    AttachError::Refused(source) => {
+                        Error::Attach { program: name, path: root.to_owned(), source }
+                    }
+                    AttachError::Pin(error) => error.into(),
+                },
+            )?;
         }
         Ok(())
     }
@@ -152,8 +193,9 @@ impl HostCounter {
 
     /// Ids of the programs, ingress and egress. `None` where the kernel does not say.
     pub fn program_ids(&mut self) -> Option<[u32; 2]> {
-        let mut id = |name| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
-        Some([id(INGRESS_PROGRAM)?, id(EGRESS_PROGRAM)?])
+        let mut id = |(_, name)| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
+        let [ingress, egress] = PROGRAMS;
+        Some([id(ingress)?, id(egress)?])
     }
 
     /// Reads the counters that are in use.
@@ -184,7 +226,8 @@ impl HostCounter {
         let index = parity(turn);
         let (map, name) = (&mut self.maps[index], MAPS[index]);
         // Collected first, because taking out what the walk has just shown makes it begin anew.
-        let keys: Vec<Key> = map.keys().collect::<Result<_, _>>().map_err(map_error("read", name))?;
+        let keys: Vec<Key> =
+            map.keys().collect::<Result<_, _>>().map_err(map_error("read", name))?;
         for key in keys {
             map.remove(&key).map_err(map_error("write", name))?;
         }
@@ -210,6 +253,35 @@ impl HostCounter {
             self.overflow.get(&(index as u32), 0).map_err(map_error("read", OVERFLOW))?;
         Ok(HostSample { turn, cells, overflow: sum(&overflow) })
     }
+}
+
+/// Loads the programs upon maps: those that are pinned, or new ones.
+fn load_programs(entries: u32, pins: Option<&Pins>) -> Result<Ebpf, Error> {
+    let object = object::bytes()?;
+    let offsets = namespace_offsets();
+    let mut loader = EbpfLoader::new();
+    answered::size_maps(&mut loader, false);
+    loader.btf(None).map_max_entries(generation::MAP, Generations::possible_cpus());
+    for map in COUNTERS {
+        loader.map_max_entries(map, 1);
+    }
+    for map in MAPS {
+        loader.map_max_entries(map, entries);
+    }
+    for (name, offset) in offsets.iter().flatten() {
+        loader.override_global(name, offset, true);
+    }
+    if let Some(pins) = pins {
+        for name in PINNED {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let mut ebpf = loader.load(&object).map_err(|source| Error::Load { source })?;
+    drop(loader);
+    for (_, name) in PROGRAMS {
+        load_skb(&mut ebpf, name)?.load().map_err(load_error)?;
+    }
+    Ok(ebpf)
 }
 
 fn parity(turn: u64) -> usize {
