@@ -7,6 +7,7 @@ pub mod commands;
 pub mod comparison;
 pub mod estimate;
 pub mod history;
+pub mod host;
 pub mod kernel;
 pub mod ledger;
 pub mod measure;

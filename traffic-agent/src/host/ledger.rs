@@ -98,7 +98,10 @@ pub enum Restart {
 ///
 /// Counters that begin anew are taken from their beginning: what the old ones counted at last is not known, but
 /// nothing is invented. An interface that is new since has counted from 0.
-pub fn device_gain(before: Option<&Device>, after: &Device) -> (InterfaceCounters, Option<Restart>) {
+pub fn device_gain(
+    before: Option<&Device>,
+    after: &Device,
+) -> (InterfaceCounters, Option<Restart>) {
     let Some(before) = before else { return (after.counters, None) };
     if before.index != after.index {
         return (after.counters, Some(Restart::Replaced));
