@@ -260,7 +260,7 @@ impl HostLedger {
             self.counter.previous()?.into_iter().filter(|sample| !sample.is_empty()).collect();
         let current = self.counter.sample()?;
         // Only when the other map is free: what is in it has been committed, and taken out, then.
-        if current.is_filling() && turns.is_empty() {
+        if self.counter.is_filling(&current) && turns.is_empty() {
             self.counter.turn()?;
             // Once more: now it is at rest.
             turns.extend(self.counter.previous()?);

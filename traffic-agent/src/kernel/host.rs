@@ -44,9 +44,6 @@ const PINNED: [&str; 4] = [MAPS[0], MAPS[1], OVERFLOW, TURN];
 /// The name beside the targets' in the pins; none of theirs has such a character.
 const PINS: &str = "~host";
 
-/// A map of which so much is in use is near its end: time to turn to the other.
-pub const TURN_AT: usize = HOST_ENTRIES as usize / 2;
-
 /// Both directions of a key.
 pub type HostCells = [Cell; DIRECTIONS];
 
@@ -80,11 +77,6 @@ pub struct HostSample {
 }
 
 impl HostSample {
-    /// Whether so many keys are taken that it is time to turn.
-    pub fn is_filling(&self) -> bool {
-        self.cells.len() >= TURN_AT
-    }
-
     /// Whether nothing was counted.
     pub fn is_empty(&self) -> bool {
         self.cells.is_empty() && self.overflow == HostCells::default()
@@ -102,6 +94,8 @@ pub struct HostCounter {
     barrier: ArrayOfMaps<MapData, Array<MapData, u64>>,
     tells_namespaces: bool,
     map_id: u32,
+    /// Capacity of each map.
+    entries: usize,
 }
 
 impl HostCounter {
@@ -146,6 +140,10 @@ impl HostCounter {
     ) -> Result<Self, Error> {
         let links = links(&ebpf)?;
         let [even, odd] = MAPS;
+        let entries = match ebpf.map(even) {
+            Some(Map::PerCpuHashMap(map)) => map.info().map_err(map_error("read", even))?,
+            _ => return Err(foreign(even)),
+        };
         let Map::Array(turn) = take(&mut ebpf, TURN)? else { return Err(foreign(TURN)) };
         let map_id = turn.info().map_err(map_error("read", TURN))?.id();
         Ok(Self {
@@ -155,6 +153,7 @@ impl HostCounter {
             barrier: open(&mut ebpf, BARRIER)?,
             tells_namespaces: namespace_offsets().is_some(),
             map_id,
+            entries: entries.max_entries() as usize,
             links,
             ebpf,
         })
@@ -196,6 +195,11 @@ impl HostCounter {
         let mut id = |(_, name)| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
         let [ingress, egress] = PROGRAMS;
         Some([id(ingress)?, id(egress)?])
+    }
+
+    /// Whether so many keys are taken that it is time to turn to the other map.
+    pub fn is_filling(&self, sample: &HostSample) -> bool {
+        sample.cells.len() >= self.entries / 2
     }
 
     /// Reads the counters that are in use.

@@ -50,7 +50,7 @@ use traffic_ebpf::{
 pub use self::{
     answered::{Answered, Unavailable},
     figures::{LoadedFigures, ProgramFigures},
-    host::{HostCells, HostCounter, HostSample, TURN_AT},
+    host::{HostCells, HostCounter, HostSample},
     pinned::Retired,
     slots::{Owner, SlotTables},
     trace::Trace,
