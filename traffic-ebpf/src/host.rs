@@ -11,7 +11,7 @@ use core::{ffi::c_void, mem::MaybeUninit, mem::offset_of};
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_NOEXIST, bpf_sock},
     btf_maps,
-    helpers::generated::{bpf_probe_read_kernel, bpf_skb_cgroup_id},
+    helpers::generated::{bpf_probe_read_kernel, bpf_sk_fullsock, bpf_skb_cgroup_id},
     macros::{btf_map, cgroup_skb, map},
     maps::{Array, PerCpuArray, PerCpuHashMap},
     programs::SkBuffContext,
@@ -51,6 +51,8 @@ static ZERO: [HostSums; 2] = [HostSums::ZERO; 2];
 
 /// Source: include/linux/net.h.
 const SOCK_RAW: u32 = 3;
+/// Source: include/net/tcp_states.h.
+const TCP_CLOSE: u32 = 7;
 /// The beginning of a socket that is read at once; its namespace is at 48 in all kernels so far.
 const SOCKET_BYTES: usize = 64;
 
@@ -128,11 +130,7 @@ fn key(skb: *mut __sk_buff, direction: u32) -> HostKey {
     if sk.is_null() {
         return HostKey { cgroup: HOST_NOBODY, namespace: 0, interface };
     }
-    // The kernel answers for nobody in particular through sockets of its own, which belong to whatever cgroup
-    // the namespace was made in.
-    // SAFETY: `sk` is not null.
-    let (kind, protocol) = unsafe { ((*sk).type_, (*sk).protocol) };
-    let cgroup = if direction == EGRESS && kind == SOCK_RAW && protocol == u32::from(TCP) {
+    let cgroup = if direction == EGRESS && is_the_kernels(sk) {
         HOST_NOBODY
     } else {
         // Also on the way in: there the hook has put the socket into the packet.
@@ -140,6 +138,26 @@ fn key(skb: *mut __sk_buff, direction: u32) -> HostKey {
         unsafe { bpf_skb_cgroup_id(skb) }
     };
     HostKey { cgroup, namespace: namespace(sk), interface }
+}
+
+/// Whether the kernel sends resets and the like through this socket, for nobody in particular: its cgroup is the
+/// one that the namespace was made in.
+#[inline(always)]
+fn is_the_kernels(sk: *mut bpf_sock) -> bool {
+    // A raw socket has its protocol for a port. It is asked at once whether it can be one at all.
+    // SAFETY: `sk` is not null.
+    let (port, state) = unsafe { ((*sk).src_port, (*sk).state) };
+    if port != u32::from(TCP) || state != TCP_CLOSE {
+        return false;
+    }
+    // SAFETY: `sk` is a socket of the context.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    if full.is_null() {
+        return false;
+    }
+    // SAFETY: `full` is not null.
+    let (kind, protocol) = unsafe { ((*full).type_, (*full).protocol) };
+    kind == SOCK_RAW && protocol == u32::from(TCP)
 }
 
 /// Returns the inode of a socket's namespace, without which an interface's number says nothing; 0 where the
