@@ -1,6 +1,7 @@
 //! The store as its users see it: what goes in comes out, whatever happens in between.
 
 mod book;
+mod host;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -85,7 +86,7 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
 }
 
 fn one(target: TargetFlush) -> Flush {
-    Flush { targets: vec![target] }
+    Flush { targets: vec![target], ..Flush::default() }
 }
 
 const ALL_QUARTERS: Range<Quarter> = Quarter(i64::MIN)..Quarter(i64::MAX);
