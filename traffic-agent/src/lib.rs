@@ -1,6 +1,7 @@
 //! traffic-agent: the library behind the command.
 
 pub mod balance;
+pub mod calendar;
 pub mod check;
 pub mod child;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod past;
 pub mod proof;
 pub mod render;
 pub mod report;
