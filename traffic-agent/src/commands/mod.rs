@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod output;
 mod report;
+mod report_host;
 mod selftest;
 mod stage;
 mod subject;
@@ -38,7 +39,10 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
             || cause.is::<calendar::ParseError>()
-            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
+            || matches!(
+                cause.downcast_ref(),
+                Some(report::Error::TwoUnits(..) | report::Error::CgroupAlone)
+            )
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
