@@ -16,6 +16,7 @@
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
+//! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -32,6 +33,7 @@ pub mod routes;
 pub mod rules;
 pub mod seed;
 pub mod site;
+pub mod systemd;
 pub mod truth;
 pub mod unseen;
 pub mod years;
@@ -62,12 +64,7 @@ pub fn role(role: &Role) -> Result<Command> {
 
 /// A command that runs a role of the lab in a copy of the helper.
 pub fn role_of(program: &Path, role: &Role) -> Result<Command> {
-    let described = role.command()?;
-    let mut command = Command::new(program);
-    for (name, value) in described.get_envs() {
-        command.env(name, value.context("a role removes a variable")?);
-    }
-    Ok(command)
+    Ok(role.command_of(program))
 }
 
 /// A clear failure where a test lacks its rights.

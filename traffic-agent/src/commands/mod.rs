@@ -8,6 +8,7 @@ mod exec;
 mod output;
 mod report;
 mod report_host;
+mod run;
 mod selftest;
 mod stage;
 mod subject;
@@ -60,13 +61,7 @@ pub fn run(command: Command) -> Result<i32> {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
-        Command::Run(args) => match config::load(&args.settings) {
-            Ok(loaded) => anyhow::bail!(
-                "cannot count {} targets: the daemon is not part of this build",
-                loaded.config.targets.len()
-            ),
-            Err(invalid) => Err(invalid.into()),
-        },
+        Command::Run(args) => on_runtime(run::run(&args.settings)),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

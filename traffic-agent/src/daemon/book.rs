@@ -10,9 +10,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
-use crate::history::{
-    Absolute, Epoch, Event, EventKind, Quarter, Series, TargetFlush, spread,
-};
+use crate::history::{Absolute, Epoch, Event, EventKind, Quarter, Series, TargetFlush, spread};
 use crate::ledger;
 use crate::report::{CellReport, Counters};
 
@@ -268,7 +266,9 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Count(u64),
-        Post { seconds: i64 },
+        Post {
+            seconds: i64,
+        },
         Flush,
         /// The agent dies and opens its book again from what was flushed.
         Die,
