@@ -28,7 +28,7 @@ use super::{
     links::{AttachError, Links},
     load_error, load_skb, object,
     pinned::{COUNTERS, take_over_maps},
-    pins::{PinRoot, Pins},
+    pins::{self, PinRoot, Pins},
     with_locked_memory,
 };
 
@@ -41,8 +41,8 @@ const BARRIER: &str = "HOST_BARRIER";
 /// The maps that outlive the agent. An agent of another ABI takes them over: whoever changes the layout of one
 /// must read the old ones to their end.
 const PINNED: [&str; 4] = [MAPS[0], MAPS[1], OVERFLOW, TURN];
-/// The name beside the targets' in the pins; none of theirs has such a character.
-const PINS: &str = "~host";
+/// The name beside the targets' in the pins.
+const PINS: &str = pins::HOST;
 
 /// Both directions of a key.
 pub type HostCells = [Cell; DIRECTIONS];
@@ -132,6 +132,11 @@ impl HostCounter {
             earlier.remove()?;
         }
         Ok(counter)
+    }
+
+    /// Ends what is pinned, if there is anything.
+    pub fn remove_pins(root: &PinRoot) -> Result<(), Error> {
+        Ok(root.target(PINS).remove()?)
     }
 
     fn assemble(
