@@ -165,6 +165,12 @@ impl HostLedger {
         } else {
             // Only what comes from here on is compared with what the cgroups use.
             committed.devices = devices(&namespace)?.0;
+            let turns = [Some(counter.sample()?), counter.previous()?];
+            if turns.iter().flatten().any(|turn| !turn.is_empty()) {
+                let message = "what the cgroups had used before this history began is part of it, what the \
+                               interfaces had counted is not: they do not balance here";
+                events.push(note(now, message));
+            }
         }
         committed.boot_id = boot_id.to_owned();
         committed.map_id = counter.map_id();
