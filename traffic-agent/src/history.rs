@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
+use crate::host::HostFlush;
 use crate::report::{CellReport, Counters, Direction, Family, Leg, Origin, Protocol, Scope};
 
 /// A quarter of an hour, counted from 1970-01-01T00:00Z.
@@ -157,6 +158,8 @@ pub struct TargetFlush {
 pub struct Flush {
     /// Each target at most once.
     pub targets: Vec<TargetFlush>,
+    /// The host's ledger, where it is kept.
+    pub host: Option<HostFlush>,
 }
 
 /// Returns how many milliseconds of the span from `from` to `to` lie in each quarter, in order; what is

@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod balance;
 pub mod calendar;
 pub mod check;
 pub mod child;
@@ -10,6 +11,7 @@ pub mod config;
 pub mod daemon;
 pub mod estimate;
 pub mod history;
+pub mod host;
 pub mod install;
 pub mod kernel;
 pub mod ledger;

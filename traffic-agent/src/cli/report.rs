@@ -15,6 +15,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   traffic-agent report xray --by day,leg --from 2026-11 --to 2026-12
   traffic-agent report --by port --from 7d        which port used what since a week ago
   traffic-agent report --by hour --from yesterday --to today --time-zone Asia/Kolkata
+  traffic-agent report --by cgroup --from today   what every service of the host used, and the balance
   traffic-agent report --by month --from 2026 --format csv > 2026.csv
 
 Spans are half-open: --from 2026-11 --to 2026-12 is November, all of it.
@@ -118,6 +119,8 @@ pub enum By {
     Interface,
     /// billed, unbilled, loopback
     Scope,
+    /// Every cgroup of the host, and the balance with what the interfaces counted (`run` with `host = true`)
+    Cgroup,
 }
 
 impl By {
@@ -129,7 +132,12 @@ impl By {
             Self::Week => Some(Unit::Week),
             Self::Month => Some(Unit::Month),
             Self::Year => Some(Unit::Year),
-            Self::Leg | Self::Port | Self::Protocol | Self::Interface | Self::Scope => None,
+            Self::Leg
+            | Self::Port
+            | Self::Protocol
+            | Self::Interface
+            | Self::Scope
+            | Self::Cgroup => None,
         }
     }
 
@@ -141,7 +149,7 @@ impl By {
             Self::Protocol => Some(Dimension::Protocol),
             Self::Interface => Some(Dimension::Interface),
             Self::Scope => Some(Dimension::Scope),
-            Self::Hour | Self::Day | Self::Week | Self::Month | Self::Year => None,
+            Self::Hour | Self::Day | Self::Week | Self::Month | Self::Year | Self::Cgroup => None,
         }
     }
 
@@ -158,6 +166,7 @@ impl By {
             Self::Protocol => "protocol",
             Self::Interface => "interface",
             Self::Scope => "scope",
+            Self::Cgroup => "cgroup",
         }
     }
 }

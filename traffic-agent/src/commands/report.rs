@@ -4,7 +4,7 @@ use anyhow::Result;
 use jiff::Timestamp;
 
 use super::output::{self, Sink};
-use super::{DONE, INCOMPLETE};
+use super::{DONE, INCOMPLETE, report_host};
 use crate::calendar::Calendar;
 use crate::cli::report::{By, History, Report};
 use crate::past::coverage::Known;
@@ -21,6 +21,9 @@ pub enum Error {
     /// Two units of time.
     #[error("--by {0},{1}: a row is of one unit of time; choose one of them")]
     TwoUnits(&'static str, &'static str),
+    /// Cgroups and something else.
+    #[error("--by cgroup: it divides the whole host and nothing further; leave out the others")]
+    CgroupAlone,
     /// Names no target.
     #[error("the history has no target `{name}`; it has {known}")]
     NoSuchTarget {
@@ -33,6 +36,12 @@ pub enum Error {
 
 /// Runs `report`; returns the exit status.
 pub fn run(args: &Report) -> Result<i32> {
+    if args.by.contains(&By::Cgroup) {
+        return match args.by.as_slice() {
+            [By::Cgroup] => report_host::run(args),
+            _ => Err(Error::CgroupAlone.into()),
+        };
+    }
     let units: Vec<By> = args.by.iter().copied().filter(|by| by.unit().is_some()).collect();
     if let [first, second, ..] = units.as_slice() {
         return Err(Error::TwoUnits(first.name(), second.name()).into());

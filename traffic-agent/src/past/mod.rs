@@ -7,6 +7,7 @@
 //! [`projection`] what this month comes to, and [`rows`] puts it together.
 
 pub mod coverage;
+pub mod host;
 pub mod plan;
 pub mod projection;
 pub mod rows;

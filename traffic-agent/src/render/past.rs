@@ -105,7 +105,7 @@ fn share(percent: f64) -> String {
     format_percent(percent.min(99.99))
 }
 
-fn minutes(Extent { start, end }: &Extent) -> String {
+pub(super) fn minutes(Extent { start, end }: &Extent) -> String {
     // Both offsets, where they are not the same.
     let format =
         if start.offset() == end.offset() { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M %:z" };

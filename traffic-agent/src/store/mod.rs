@@ -31,6 +31,7 @@
 mod days;
 mod error;
 mod files;
+mod host;
 mod names;
 mod prune;
 mod read;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use error::Error;
 pub use files::DATABASE;
+pub use host::{DAYS as HOST_DAYS, MOST_CGROUPS, OTHERS};
 pub use prune::Retention;
 pub use read::{Reader, TargetEntry};
 pub use write::Store;

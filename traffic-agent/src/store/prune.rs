@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use super::days::{self, Calendar, Day};
+use super::host;
 use crate::history::Quarter;
 
 /// How long each level is kept, in days that have a row; `None`: for ever.
@@ -50,6 +51,10 @@ pub(super) fn prune(
         forget_days(connection, quarters.max(days))?;
     }
     forget_events(connection, retention.events_days)?;
+    let host = retention.quarters_days.unwrap_or(u32::MAX).min(host::DAYS);
+    if let Some(beyond) = last_beyond(connection, host)? {
+        host::forget(connection, Quarter(beyond.after))?;
+    }
     give_back(connection)?;
     Ok(finished)
 }

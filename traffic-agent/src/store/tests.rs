@@ -3,6 +3,7 @@
 mod book;
 mod days;
 mod faults;
+mod host;
 mod properties;
 mod schema;
 
@@ -89,7 +90,7 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
 }
 
 fn one(target: TargetFlush) -> Flush {
-    Flush { targets: vec![target] }
+    Flush { targets: vec![target], ..Flush::default() }
 }
 
 const ALL_QUARTERS: Range<Quarter> = Quarter(i64::MIN)..Quarter(i64::MAX);

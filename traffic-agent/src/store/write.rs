@@ -13,7 +13,7 @@ use traffic_ebpf::Cell;
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, files, prune, schema, timestamp};
+use super::{Error, LIMIT, Retention, files, host, prune, schema, timestamp};
 use crate::{
     history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
     report::Counters,
@@ -138,9 +138,16 @@ impl Store {
                 write_event(&transaction, id, event)?;
             }
         }
+        if let Some(flush) = &flush.host {
+            host::write(&transaction, flush)?;
+        }
         transaction.commit()?;
         self.show_readers();
         Ok(())
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// Lets readers see what was committed.
@@ -157,7 +164,7 @@ impl Store {
         }
     }
 
-    fn failed(&self, source: rusqlite::Error) -> Error {
+    pub(super) fn failed(&self, source: rusqlite::Error) -> Error {
         Error::of(&self.path, source)
     }
 }
@@ -345,7 +352,11 @@ fn close(transaction: &Transaction<'_>, target: i64, epoch: &Epoch) -> rusqlite:
     transaction.prepare_cached(&format!("DELETE {EPOCHS}"))?.execute(epoch).map(drop)
 }
 
-fn write_event(transaction: &Transaction<'_>, target: i64, event: &Event) -> rusqlite::Result<()> {
+pub(super) fn write_event(
+    transaction: &Transaction<'_>,
+    target: i64,
+    event: &Event,
+) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "INSERT INTO event (target, \"start\", \"end\", kind, message)
