@@ -8,12 +8,35 @@ use crate::report::{CaptureRate, Claim, Direction, EstimateReport, Ratio};
 
 /// The client leg as a port's rules, or the hook in their place, count it: L3 bytes, super-packets
 /// as netfilter sees them, loopback included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortBytes {
     /// To the port.
     pub ingress: u64,
     /// From the port.
     pub egress: u64,
+}
+
+impl PortBytes {
+    /// The bytes of one direction.
+    pub fn of_mut(&mut self, direction: Direction) -> &mut u64 {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+
+    /// Both directions.
+    pub fn sum(self) -> u64 {
+        self.ingress.saturating_add(self.egress)
+    }
+
+    /// What came since an earlier reading of the same; never less than nothing.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            ingress: self.ingress.saturating_sub(earlier.ingress),
+            egress: self.egress.saturating_sub(earlier.egress),
+        }
+    }
 }
 
 /// A recipe: which counters are added up, and how often the sum is taken.

@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod background;
 pub mod check;
 pub mod child;
 pub mod cli;
