@@ -181,6 +181,8 @@ pub struct TargetFlush {
     pub target: String,
     /// How it is selected now.
     pub selector: String,
+    /// When the counters below were read: this flush ends here.
+    pub taken_at: Timestamp,
     /// Where the traffic goes.
     pub quarter: Quarter,
     /// Traffic since the last flush, to be added.
@@ -197,9 +199,60 @@ pub struct TargetFlush {
     pub readings: Vec<MethodReading>,
 }
 
+/// What one flush adds to history: all of it or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Flush {
+    /// Each target at most once.
+    pub targets: Vec<TargetFlush>,
+}
+
+/// Returns how many milliseconds of the span from `from` to `to` lie in each quarter, in order; what is
+/// less than a millisecond at either end is cut off. Empty when `to` is not after `from`.
+pub fn spread(from: Timestamp, to: Timestamp) -> Vec<(Quarter, u32)> {
+    let length = i64::from(Quarter::MILLISECONDS);
+    let (mut at, to) = (from.as_millisecond(), to.as_millisecond());
+    let mut parts = Vec::new();
+    while at < to {
+        let quarter = at.div_euclid(length);
+        let end = to.min((quarter + 1) * length);
+        // At most a quarter's length, which is far below the limit of a u32.
+        parts.push((Quarter(quarter), (end - at) as u32));
+        at = end;
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_span_is_spread_over_the_quarters_it_touches() {
+        let start = Quarter::of(at("2026-11-24T17:00:00Z"));
+        let spread = |from, to| spread(at(from), at(to));
+        assert_eq!(
+            spread("2026-11-24T17:14:59.5Z", "2026-11-24T17:45:00.25Z"),
+            [
+                (start, 500),
+                (Quarter(start.0 + 1), 900_000),
+                (Quarter(start.0 + 2), 900_000),
+                (Quarter(start.0 + 3), 250),
+            ]
+        );
+        assert_eq!(spread("2026-11-24T17:00:00Z", "2026-11-24T17:15:00Z"), [(start, 900_000)]);
+        assert_eq!(spread("2026-11-24T17:00:00Z", "2026-11-24T17:00:00Z"), []);
+        // The clock was set back.
+        assert_eq!(spread("2026-11-24T17:00:00Z", "2026-11-24T16:00:00Z"), []);
+        // 1969: quarters before the epoch are cut like the others.
+        assert_eq!(
+            spread("1969-12-31T23:59:59Z", "1970-01-01T00:00:01Z"),
+            [(Quarter(-1), 1000), (Quarter(0), 1000)]
+        );
+    }
 
     #[test]
     fn quarters_are_aligned_to_utc_also_before_1970() {

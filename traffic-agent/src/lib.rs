@@ -18,5 +18,6 @@ pub mod proof;
 pub mod render;
 pub mod report;
 pub mod signals;
+pub mod store;
 pub mod target;
 pub mod units;

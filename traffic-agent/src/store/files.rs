@@ -1,0 +1,115 @@
+//! Where the database is, who it belongs to, and that it is what it seems.
+
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
+};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access, geteuid};
+
+use super::Error;
+
+/// Name of the database in the state directory.
+pub const DATABASE: &str = "history.db";
+/// What SQLite puts beside it: the log, and the index of the log.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
+/// Mode of the state directory.
+const DIRECTORY_MODE: u32 = 0o750;
+/// Mode of the database; SQLite gives the files beside it the same.
+const FILE_MODE: u32 = 0o640;
+
+/// Makes the state directory and an empty database where there are none, and refuses what others could
+/// have put there. Returns the path of the database.
+pub(super) fn prepare(directory: &Path) -> Result<PathBuf, Error> {
+    let unusable = |source| Error::Directory { directory: directory.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(unusable)?;
+    // A link to the directory is fine (systemd makes one for DynamicUser=); one in it is not.
+    let directory = fs::canonicalize(directory).map_err(unusable)?;
+    let metadata = fs::metadata(&directory).map_err(unusable)?;
+    owned(&directory, metadata.uid())?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(Error::Exposed { directory, mode });
+    }
+    let database = directory.join(DATABASE);
+    if make(&database, metadata.gid())? {
+        return Ok(database);
+    }
+    for path in [&database].into_iter().cloned().chain(beside(&database)) {
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Permission { path, source }),
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(Error::Kind { path, expected: "a plain file" });
+            }
+            Ok(metadata) => owned(&path, metadata.uid())?,
+        }
+    }
+    Ok(database)
+}
+
+/// Makes an empty database; false when something is there already.
+///
+/// What is there is not opened: closing it again would take the locks away that another connection of
+/// this process holds (they are POSIX locks).
+fn make(database: &Path, group: u32) -> Result<bool, Error> {
+    let failed = |source| Error::Make { path: database.to_owned(), source };
+    let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(database);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        // A new history cannot begin; one that is there says itself that it cannot be written.
+        Err(_) if fs::symlink_metadata(database).is_ok() => return Ok(false),
+        Err(source) => return Err(failed(source)),
+    };
+    // The umask may have taken bits away.
+    file.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(failed)?;
+    if let Err(error) = fchown(&file, None, Some(group)) {
+        log::warn!("cannot give {} to group {group}: {error}", database.display());
+    }
+    Ok(true)
+}
+
+/// Finds the database of a state directory for reading.
+pub(super) fn find(directory: &Path) -> Result<PathBuf, Error> {
+    let absent = || Error::Absent { directory: directory.to_owned() };
+    let unusable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => absent(),
+        io::ErrorKind::PermissionDenied => Error::Permission { path: directory.to_owned(), source },
+        _ => Error::Directory { directory: directory.to_owned(), source },
+    };
+    let database = fs::canonicalize(directory).map_err(unusable)?.join(DATABASE);
+    if !fs::symlink_metadata(&database).map_err(unusable)?.is_file() {
+        return Err(Error::Kind { path: database, expected: "a plain file" });
+    }
+    for path in [&database].into_iter().cloned().chain(beside(&database)) {
+        match access(&path, AccessFlags::R_OK) {
+            Err(nix::errno::Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => return Err(Error::Permission { path, source: errno.into() }),
+        }
+    }
+    Ok(database)
+}
+
+/// Whether the log of a database is there: the last writer left it.
+pub(super) fn has_log(database: &Path) -> bool {
+    beside(database).next().is_some_and(|log| log.exists())
+}
+
+fn beside(database: &Path) -> impl Iterator<Item = PathBuf> {
+    BESIDE.into_iter().map(|suffix| {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        path.into()
+    })
+}
+
+fn owned(path: &Path, owner: u32) -> Result<(), Error> {
+    let user = geteuid().as_raw();
+    match owner == user {
+        true => Ok(()),
+        false => Err(Error::Owner { path: path.to_owned(), owner, user }),
+    }
+}

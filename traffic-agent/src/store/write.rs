@@ -1,0 +1,393 @@
+//! The writer: one transaction per flush.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::{Timestamp, tz::TimeZone};
+use rusqlite::config::DbConfig;
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior,
+};
+use traffic_ebpf::Cell;
+
+use super::days::{self, Calendar};
+use super::names::Named as _;
+use super::{Error, LIMIT, Retention, files, prune, schema, timestamp};
+use crate::{
+    history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
+    report::Counters,
+};
+
+/// How long a flush waits for another program's lock. Nobody should hold one; the daemon tries again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Adds the counters of a row that is there already. They stand still at the limit: `a + b` beyond it would
+/// be a float.
+macro_rules! add_counters {
+    () => {
+        "ON CONFLICT DO UPDATE SET
+            packets = packets + min(excluded.packets, 9223372036854775807 - packets),
+            bytes = bytes + min(excluded.bytes, 9223372036854775807 - bytes),
+            wire_packets =
+                wire_packets + min(excluded.wire_packets, 9223372036854775807 - wire_packets),
+            wire_bytes = wire_bytes + min(excluded.wire_bytes, 9223372036854775807 - wire_bytes),
+            payload_bytes =
+                payload_bytes + min(excluded.payload_bytes, 9223372036854775807 - payload_bytes),
+            retransmitted_bytes = retransmitted_bytes
+                + min(excluded.retransmitted_bytes, 9223372036854775807 - retransmitted_bytes)"
+    };
+}
+const _: () = assert!(LIMIT == 9_223_372_036_854_775_807);
+
+const ADD_TO_QUARTER: &str =
+    concat!("INSERT INTO quarter VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ", add_counters!());
+const ADD_TO_DAY: &str =
+    concat!("INSERT INTO day VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ", add_counters!());
+
+const ADD_OBSERVED: &str = "INSERT INTO observed VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET
+    milliseconds = milliseconds + min(excluded.milliseconds, 9223372036854775807 - milliseconds)";
+const ADD_OBSERVED_DAY: &str =
+    "INSERT INTO observed_day VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET
+    milliseconds = milliseconds + min(excluded.milliseconds, 9223372036854775807 - milliseconds)";
+
+/// The only writer of a history.
+///
+/// It takes no lock against other writers (the daemon holds one on its state directory).
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+    path: PathBuf,
+    calendar: Calendar,
+    /// Ids of series that were used, so that they are not looked up at each flush.
+    series: BTreeMap<i64, BTreeMap<Series, i64>>,
+}
+
+impl Store {
+    /// Opens the history in the state directory, or begins one. Cuts its days in the zone, if they are not.
+    ///
+    /// # Errors
+    ///
+    /// When the directory or a file in it belongs to somebody else or may be written by others, when the
+    /// database is damaged, another program's or of a newer schema, and when it cannot be written.
+    pub fn open(state_dir: &Path, zone: &TimeZone) -> Result<Self, Error> {
+        let path = files::prepare(state_dir)?;
+        let failed = |source| Error::of(&path, source);
+        let mut connection = connect(&path).map_err(failed)?;
+        schema::migrate(&mut connection, &path)?;
+        let calendar = days::cut_in(&mut connection, zone, &path)?;
+        let store = Self { connection, path, calendar, series: BTreeMap::new() };
+        store.show_readers();
+        Ok(store)
+    }
+
+    /// Adds all of a flush, or on error nothing; then the same can be tried again, or later with more.
+    pub fn flush(&mut self, flush: &Flush) -> Result<(), Error> {
+        let result = self.write(flush);
+        if result.is_err() {
+            // Series that the transaction made are gone with it.
+            self.series.clear();
+        }
+        result.map_err(|source| self.failed(source))
+    }
+
+    /// The counters that the last flush took, of every epoch that was not closed.
+    pub fn absolutes(&self, target: &str) -> Result<Vec<Absolute>, Error> {
+        read_absolutes(&self.connection, target).map_err(|source| self.failed(source))
+    }
+
+    /// When the counters of the last flush of a target were read; `None` before the first.
+    pub fn last_flush(&self, target: &str) -> Result<Option<Timestamp>, Error> {
+        self.connection
+            .query_row("SELECT flushed_at FROM target WHERE name = ?1", [target], |row| row.get(0))
+            .optional()
+            .map(|at| at.map(timestamp))
+            .map_err(|source| self.failed(source))
+    }
+
+    /// Forgets what is more than is to be kept.
+    ///
+    /// Does a few weeks at a time, each in a transaction of its own; returns whether it has come to the end.
+    /// Takes no clock: see [`Retention`].
+    pub fn prune(&mut self, retention: &Retention) -> Result<bool, Error> {
+        let result = prune::prune(&mut self.connection, &mut self.calendar, retention);
+        // Series that nothing uses any more may be gone.
+        self.series.clear();
+        result.map_err(|source| Error::of(&self.path, source))
+    }
+
+    fn write(&mut self, flush: &Flush) -> rusqlite::Result<()> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for target in &flush.targets {
+            let id = write_target(&transaction, target)?;
+            let series = self.series.entry(id).or_default();
+            write_postings(&transaction, id, target, series, &mut self.calendar)?;
+            write_observed(&transaction, id, &target.observed, &mut self.calendar)?;
+            for absolute in &target.absolute {
+                write_absolute(&transaction, id, absolute)?;
+            }
+            for epoch in &target.closed {
+                close(&transaction, id, epoch)?;
+            }
+            for event in &target.events {
+                write_event(&transaction, id, event)?;
+            }
+        }
+        transaction.commit()?;
+        self.show_readers();
+        Ok(())
+    }
+
+    /// Lets readers see what was committed.
+    ///
+    /// A reader that may not write the index of the log can only use a mark in it that somebody else made.
+    /// A writer makes one when it reads. Whether it can makes no difference to what is written.
+    fn show_readers(&self) {
+        let read = self
+            .connection
+            .prepare_cached("SELECT count(*) FROM meta")
+            .and_then(|mut read| read.query_row([], |row| row.get::<_, i64>(0)));
+        if let Err(error) = read {
+            log::debug!("{}: readers may see the flush before: {error}", self.path.display());
+        }
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> Error {
+        Error::of(&self.path, source)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // The log goes into the database, so that a copy of that file alone has everything. If not, the next
+        // opening does it.
+        let folded = self.connection.pragma_query(None, "wal_checkpoint(TRUNCATE)", |_| Ok(()));
+        if let Err(error) = folded {
+            log::debug!("{}: the log is not folded: {error}", self.path.display());
+        }
+    }
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(PATIENCE)?;
+    // A database that somebody put there shall do nothing but hold rows.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // Closing would delete -wal and -shm, and without them a member of the group cannot read.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Has an effect only in an empty database.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+fn write_target(transaction: &Transaction<'_>, flush: &TargetFlush) -> rusqlite::Result<i64> {
+    let taken_at = flush.taken_at.as_millisecond();
+    let observed: i64 =
+        flush.observed.iter().map(|&(_, milliseconds)| i64::from(milliseconds)).sum();
+    transaction
+        .prepare_cached(
+            "INSERT INTO target (name, selector, since, flushed_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET
+                selector = excluded.selector, flushed_at = excluded.flushed_at
+             RETURNING id",
+        )?
+        .query_row((&flush.target, &flush.selector, taken_at - observed, taken_at), |row| {
+            row.get(0)
+        })
+}
+
+fn write_postings(
+    transaction: &Transaction<'_>,
+    target: i64,
+    flush: &TargetFlush,
+    known: &mut BTreeMap<Series, i64>,
+    calendar: &mut Calendar,
+) -> rusqlite::Result<()> {
+    let mut add_to_quarter = transaction.prepare_cached(ADD_TO_QUARTER)?;
+    let mut add_to_day = transaction.prepare_cached(ADD_TO_DAY)?;
+    let day = calendar.day_of(flush.quarter);
+    let postings = flush.postings.iter().filter(|(_, counters)| *counters != Counters::default());
+    for (count, (series, counters)) in postings.enumerate() {
+        if count == 0 {
+            remember(transaction, calendar, flush.quarter)?;
+        }
+        let id = match known.get(series) {
+            Some(&id) => id,
+            None => {
+                let id = series_id(transaction, target, series)?;
+                known.insert(series.clone(), id);
+                id
+            }
+        };
+        let [a, b, c, d, e, f] = columns(counters);
+        add_to_quarter.execute((target, flush.quarter.0, id, a, b, c, d, e, f))?;
+        add_to_day.execute((target, day.day, id, a, b, c, d, e, f))?;
+    }
+    Ok(())
+}
+
+/// The columns of counters, at the limit where they do not fit.
+fn columns(counters: &Counters) -> [i64; 6] {
+    let Counters { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+        *counters;
+    [packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]
+        .map(|counter| i64::try_from(counter).unwrap_or(LIMIT))
+}
+
+fn series_id(transaction: &Transaction<'_>, target: i64, series: &Series) -> rusqlite::Result<i64> {
+    let Series { interface, scope, origin, direction, leg, protocol, port, family } = series;
+    transaction
+        .prepare_cached(
+            "INSERT INTO series
+                (target, interface, scope, origin, direction, leg, protocol, port, family)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+             ON CONFLICT DO UPDATE SET target = target
+             RETURNING id",
+        )?
+        .query_row(
+            (
+                target,
+                interface,
+                scope.name(),
+                origin.name(),
+                direction.name(),
+                leg.name(),
+                protocol.name(),
+                port.unwrap_or(0),
+                family.name(),
+            ),
+            |row| row.get(0),
+        )
+}
+
+fn write_observed(
+    transaction: &Transaction<'_>,
+    target: i64,
+    observed: &[(Quarter, u32)],
+    calendar: &mut Calendar,
+) -> rusqlite::Result<()> {
+    let mut add = transaction.prepare_cached(ADD_OBSERVED)?;
+    let mut add_to_day = transaction.prepare_cached(ADD_OBSERVED_DAY)?;
+    for &(quarter, milliseconds) in observed.iter().filter(|&&(_, milliseconds)| milliseconds > 0) {
+        remember(transaction, calendar, quarter)?;
+        add.execute((target, quarter.0, milliseconds))?;
+        add_to_day.execute((target, calendar.day_of(quarter).day, milliseconds))?;
+    }
+    Ok(())
+}
+
+/// Keeps how the day of a quarter is cut, if it can be cut again.
+fn remember(
+    transaction: &Transaction<'_>,
+    calendar: &mut Calendar,
+    quarter: Quarter,
+) -> rusqlite::Result<()> {
+    match calendar.is_frozen(quarter) {
+        true => Ok(()),
+        false => days::remember(transaction, calendar.day_of(quarter)),
+    }
+}
+
+/// Lets the counters of an epoch take the place of those kept; only those that changed are written.
+fn write_absolute(
+    transaction: &Transaction<'_>,
+    target: i64,
+    absolute: &Absolute,
+) -> rusqlite::Result<()> {
+    let epoch: i64 = transaction
+        .prepare_cached(
+            "INSERT INTO epoch (target, boot_id, map_id) VALUES (?1, ?2, ?3)
+             ON CONFLICT DO UPDATE SET target = target
+             RETURNING id",
+        )?
+        .query_row((target, &absolute.epoch.boot_id, absolute.epoch.map_id), |row| row.get(0))?;
+    let mut kept: BTreeMap<u32, Cell> = read_cells(transaction, epoch)?.into_iter().collect();
+    let mut replace = transaction
+        .prepare_cached("REPLACE INTO absolute VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
+    for (place, cell) in &absolute.cells {
+        if kept.remove(place).as_ref() == Some(cell) {
+            continue;
+        }
+        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
+            *cell;
+        let [a, b, c, d, e, f] =
+            [packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]
+                .map(u64::cast_signed);
+        replace.execute((epoch, place, a, b, c, d, e, f))?;
+    }
+    let mut forget =
+        transaction.prepare_cached("DELETE FROM absolute WHERE epoch = ?1 AND cell = ?2")?;
+    for place in kept.keys() {
+        forget.execute((epoch, place))?;
+    }
+    Ok(())
+}
+
+fn close(transaction: &Transaction<'_>, target: i64, epoch: &Epoch) -> rusqlite::Result<()> {
+    const EPOCHS: &str = "FROM epoch WHERE target = ?1 AND boot_id = ?2 AND map_id = ?3";
+    let epoch = (target, &epoch.boot_id, epoch.map_id);
+    transaction
+        .prepare_cached(&format!("DELETE FROM absolute WHERE epoch IN (SELECT id {EPOCHS})"))?
+        .execute(epoch)?;
+    transaction.prepare_cached(&format!("DELETE {EPOCHS}"))?.execute(epoch).map(drop)
+}
+
+fn write_event(transaction: &Transaction<'_>, target: i64, event: &Event) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO event (target, \"start\", \"end\", kind, message)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute((
+            target,
+            event.start.as_millisecond(),
+            event.end.as_millisecond(),
+            event.kind.name(),
+            &event.message,
+        ))
+        .map(drop)
+}
+
+fn read_absolutes(connection: &Connection, target: &str) -> rusqlite::Result<Vec<Absolute>> {
+    let mut epochs = connection.prepare_cached(
+        "SELECT epoch.id, boot_id, map_id FROM epoch JOIN target ON target.id = epoch.target
+         WHERE target.name = ?1 ORDER BY epoch.id",
+    )?;
+    let epochs = epochs.query_map([target], |row| {
+        Ok((row.get::<_, i64>(0)?, Epoch { boot_id: row.get(1)?, map_id: row.get(2)? }))
+    })?;
+    epochs
+        .map(|epoch| {
+            let (id, epoch) = epoch?;
+            Ok(Absolute { epoch, cells: read_cells(connection, id)? })
+        })
+        .collect()
+}
+
+fn read_cells(connection: &Connection, epoch: i64) -> rusqlite::Result<Vec<(u32, Cell)>> {
+    let mut cells = connection.prepare_cached(
+        "SELECT cell, packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes
+         FROM absolute WHERE epoch = ?1 ORDER BY cell",
+    )?;
+    let counter = |row: &Row<'_>, column| row.get(column).map(i64::cast_unsigned);
+    let cells = cells.query_map([epoch], |row| {
+        let cell = Cell {
+            packets: counter(row, 1)?,
+            bytes: counter(row, 2)?,
+            wire_packets: counter(row, 3)?,
+            wire_bytes: counter(row, 4)?,
+            payload_bytes: counter(row, 5)?,
+            retransmitted_bytes: counter(row, 6)?,
+        };
+        Ok((row.get(0)?, cell))
+    })?;
+    cells.collect()
+}
