@@ -10,7 +10,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
+    helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns},
     macros::{btf_tracepoint, cgroup_sock, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, SockContext},
@@ -63,6 +63,25 @@ static CONNECTIONS: LruHashMap<Connection, Closed> =
 /// What this CPU did last: the events of one packet come one after the other.
 #[map]
 static LAST: PerCpuArray<Last> = PerCpuArray::with_max_entries(1, 0);
+
+/// Which generation of these programs is in force on each CPU. A tracepoint has no way to put one program in
+/// another's place: when the agent starts anew, the next generation is attached beside the last, looks away
+/// until the agent has written its number here, and from that moment on the last one does.
+#[map]
+static GENERATIONS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The generation that these programs are of. A constant at load.
+#[unsafe(no_mangle)]
+static GENERATION: Global<u32> = Global::new(0);
+
+/// Whether these programs are in force. The agent changes it for the CPU it runs on itself, where it comes
+/// before or after an event, and never in the middle of one: so each is counted once.
+#[inline(always)]
+fn in_force() -> bool {
+    // SAFETY: takes nothing.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    GENERATIONS.get(cpu).is_some_and(|generation| *generation == GENERATION.load())
+}
 
 #[repr(C)]
 struct Last {
@@ -128,7 +147,7 @@ pub fn remember_connection(ctx: BtfTracePointContext) -> i32 {
     // Packets can come without a socket as soon as it is closed; and a moment before, when a TIME_WAIT
     // socket has taken its place.
     let closing = old == TCP_ESTABLISHED && new == TCP_FIN_WAIT1;
-    if !closing && new != TCP_CLOSE {
+    if (!closing && new != TCP_CLOSE) || !in_force() {
         return 0;
     }
     let namespace = namespace_of_socket(sk);
@@ -198,7 +217,7 @@ pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
     let (skb, reason, sk): (u64, u32, u64) = (pointer(&ctx, 0), ctx.arg(2), pointer(&ctx, 3));
     // A full socket, or one that was being made: the hook has seen the packet.
     let time_wait = sk != 0 && field::<u8>(sk, SOCK_STATE.load()) == TCP_TIME_WAIT;
-    if !time_wait && reason != REASON_NO_SOCKET.load() {
+    if (!time_wait && reason != REASON_NO_SOCKET.load()) || !in_force() {
         return 0;
     }
     let known = if time_wait { Some(TCP) } else { None };
@@ -232,6 +251,9 @@ pub fn count_dropped(ctx: BtfTracePointContext) -> i32 {
 /// The kernel answers a packet with a reset.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn count_reset(ctx: BtfTracePointContext) -> i32 {
+    if !in_force() {
+        return 0;
+    }
     let (sk, skb) = (pointer(&ctx, 0), pointer(&ctx, 1));
     let Some(packet) = Packet::read(skb, sk, Some(TCP)) else { return 0 };
     let mut slot = packet.slot();
@@ -258,6 +280,7 @@ pub fn note_icmp(ctx: BtfTracePointContext) -> i32 {
     let (skb, kind, code): (u64, i32, i32) = (pointer(&ctx, 0), ctx.arg(1), ctx.arg(2));
     if kind == ICMP_DEST_UNREACH
         && code == ICMP_PORT_UNREACH
+        && in_force()
         && let Some(last) = LAST.get_ptr_mut(0)
     {
         // SAFETY: as in `count_dropped`.

@@ -12,7 +12,7 @@ use std::{
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, MapError},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSock},
+    programs::{BtfTracePoint, CgroupSock},
 };
 use traffic_ebpf::{
     ANSWERED_ELEMENTS, Cell, MOST_CGROUPS, MOST_CONNECTIONS, MOST_NAMESPACES, OFFSETS,
@@ -20,7 +20,12 @@ use traffic_ebpf::{
 
 use super::{
     Element, Error,
+    attached::Hook,
     btf::{self, Btf},
+    descriptor,
+    generation::{self, Generations},
+    links::{AttachError, LinkError, Links},
+    pins::Pins,
 };
 
 /// Programs and the tracepoints that they hang on.
@@ -31,7 +36,7 @@ const PROGRAMS: [(&str, &str); 3] = [
 ];
 /// Since 6.11, as `tcp_send_reset` for packets without a socket; without it ICMP answers are not counted.
 const ICMP: (&str, &str) = ("note_icmp", "icmp_send");
-const REMEMBER_UDP: &str = "remember_udp";
+pub(super) const REMEMBER_UDP: &str = "remember_udp";
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -130,6 +135,9 @@ pub struct Answered {
     cells: Array<MapData, Element>,
     namespaces: HashMap<MapData, u32, u32>,
     cgroups: HashMap<MapData, u64, u32>,
+    generations: Generations,
+    /// Of the programs of this instance.
+    generation: u32,
     layout: Result<Layout, Unavailable>,
     is_attached: bool,
 }
@@ -138,8 +146,12 @@ impl Answered {
     pub(super) fn open(
         ebpf: &mut Ebpf,
         layout: Result<Layout, Unavailable>,
+        generation: u32,
     ) -> Result<Self, Error> {
+        let generations = Array::try_from(take(ebpf, generation::MAP)?);
         Ok(Self {
+            generations: Generations::new(generations.map_err(map_error(generation::MAP))?),
+            generation,
             cells: Array::try_from(take(ebpf, "ANSWERED")?).map_err(map_error("ANSWERED"))?,
             namespaces: HashMap::try_from(take(ebpf, "NAMESPACES")?)
                 .map_err(map_error("NAMESPACES"))?,
@@ -161,29 +173,90 @@ impl Answered {
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
+        links: &mut Links,
         directory: &fs::File,
         id: u64,
     ) -> Result<(), Error> {
-        let Ok(layout) = &self.layout else { return Ok(()) };
-        let has_icmp = layout.has_icmp;
+        if self.layout.is_err() {
+            return Ok(());
+        }
         if let Err(source) = self.cgroups.insert(id, 1, 0) {
             self.refuse(source, "CGROUPS", MOST_CGROUPS)?;
             // As below.
-            unload(ebpf);
-            return Ok(());
+            return Ok(self.give_up(ebpf, links)?);
         }
-        let attached = if self.is_attached {
-            Ok(())
-        } else {
-            self.is_attached = true;
-            attach_tracepoints(ebpf, has_icmp)
+        let attached = match self.is_attached {
+            true => Ok(()),
+            false => self.attach_tracepoints(ebpf, links),
         };
-        if let Err(refused) = attached.and_then(|()| attach_release(ebpf, directory)) {
-            // Nobody would read what the others count.
-            unload(ebpf);
+        let attached = attached.and_then(|()| {
+            let program = descriptor(ebpf, REMEMBER_UDP).map_err(|_| not_loaded(REMEMBER_UDP))?;
+            links
+                .attach((id, Hook::Release), program, directory.as_fd())
+                .map_err(|error| refused_link(REMEMBER_UDP, error))
+        });
+        if let Err(refused) = attached {
             self.layout = Err(refused);
+            // Nobody would read what the others count.
+            self.give_up(ebpf, links)?;
         }
         Ok(())
+    }
+
+    /// Takes over from the generation before: the programs that hang on the tracepoints stop, and these begin.
+    pub(super) fn take_over(
+        &mut self,
+        ebpf: &mut Ebpf,
+        links: &mut Links,
+        earlier: Option<&Pins>,
+    ) -> Result<(), Error> {
+        if self.layout.is_ok()
+            && let Err(refused) = self.attach_tracepoints(ebpf, links)
+        {
+            self.layout = Err(refused);
+            self.give_up(ebpf, links)?;
+        }
+        links.remove_earlier_tracepoints(earlier)
+    }
+
+    /// Loads what hangs on tracepoints, attaches it, and puts it in force.
+    fn attach_tracepoints(
+        &mut self,
+        ebpf: &mut Ebpf,
+        links: &mut Links,
+    ) -> Result<(), Unavailable> {
+        self.is_attached = true;
+        let has_icmp = self.layout.as_ref().is_ok_and(|layout| layout.has_icmp);
+        load(ebpf, has_icmp)?;
+        for (name, _) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
+            let program = descriptor(ebpf, name).map_err(|_| not_loaded(name))?;
+            links
+                .attach_to_tracepoint(self.generation, name, program)
+                .map_err(|error| refused_link(name, error))?;
+        }
+        self.generations
+            .put_in_force(self.generation)
+            .map_err(|error| refused(PROGRAMS[0].0, error.into()))
+    }
+
+    /// Detaches and unloads everything of this kind.
+    fn give_up(&self, ebpf: &mut Ebpf, links: &mut Links) -> Result<(), LinkError> {
+        links.leave_tracepoints()?;
+        unload(ebpf);
+        Ok(())
+    }
+
+    /// Forgets a cgroup that is gone.
+    pub(super) fn forget_cgroup(&mut self, id: u64) -> Result<(), Error> {
+        match self.cgroups.remove(&id) {
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            other => other.map_err(map_error("CGROUPS")),
+        }
     }
 
     /// Takes these network namespaces, by their inodes, for the target's, and no others: what comes there
@@ -217,17 +290,8 @@ impl Answered {
 
     /// Adds what was counted to the end of a sample: [`ANSWERED_ELEMENTS`] elements.
     pub(super) fn sample(&self, cells: &mut [Cell]) -> Result<(), Error> {
-        if self.layout.is_err() {
-            return Ok(());
-        }
-        let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
-        for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
-            let Element(element) = self.cells.get(&index, 0).map_err(map_error("ANSWERED"))?;
-            for (cell, sums) in cells.iter_mut().zip(&element) {
-                *cell = sums.cell();
-            }
-        }
-        Ok(())
+        // Also where nothing is counted now: what was counted before stays.
+        read_cells(&self.cells, cells)
     }
 
     /// How often a program was not run because it was running on that CPU already; `None` where the kernel
@@ -247,21 +311,56 @@ impl Answered {
     }
 }
 
-fn attach_tracepoints(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
+/// Reads what was counted: [`ANSWERED_ELEMENTS`] elements.
+pub(super) fn read_cells(map: &Array<MapData, Element>, cells: &mut [Cell]) -> Result<(), Error> {
+    let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
+    for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
+        let Element(element) = map.get(&index, 0).map_err(map_error("ANSWERED"))?;
+        for (cell, sums) in cells.iter_mut().zip(&element) {
+            *cell = sums.cell();
+        }
+    }
+    Ok(())
+}
+
+/// Loads the programs of the tracepoints, and the one that notes closed UDP sockets.
+fn load(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
     let btf = AyaBtf::from_sys_fs().map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
     for (name, tracepoint) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
-        let mut attach = || -> Result<(), Cause> {
+        let mut load = || -> Result<(), Cause> {
             let program = ebpf.program_mut(name).ok_or("it is not in the object")?;
             let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(tracepoint, &btf)?;
-            program.attach()?;
-            Ok(())
+            Ok(program.load(tracepoint, &btf)?)
         };
-        attach().map_err(|error| refused(name, error))?;
+        load().map_err(|error| refused(name, error))?;
     }
     drop(btf);
     give_memory_back();
-    Ok(())
+    load_release(ebpf)
+}
+
+/// Loads the program that notes closed UDP sockets, if it is not loaded yet.
+pub(super) fn load_release(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
+    let mut load = || -> Result<(), Cause> {
+        let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
+        let program: &mut CgroupSock = program.try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(())
+    };
+    load().map_err(|error| refused(REMEMBER_UDP, error))
+}
+
+fn not_loaded(program: &'static str) -> Unavailable {
+    refused(program, "it is not loaded".into())
+}
+
+fn refused_link(program: &'static str, error: AttachError) -> Unavailable {
+    match error {
+        AttachError::Refused(source) => refused(program, source.into()),
+        AttachError::Pin(source) => refused(program, source.into()),
+    }
 }
 
 /// The kernel's types are 20 MB in many small pieces; the allocator would keep them for the rest of the run.
@@ -282,19 +381,6 @@ fn unload(ebpf: &mut Ebpf) {
             let _ = program.unload();
         }
     }
-}
-
-fn attach_release(ebpf: &mut Ebpf, directory: &fs::File) -> Result<(), Unavailable> {
-    let mut attach = || -> Result<(), Cause> {
-        let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
-        let program: &mut CgroupSock = program.try_into()?;
-        if program.fd().is_err() {
-            program.load()?;
-        }
-        program.attach(directory, CgroupAttachMode::Single)?;
-        Ok(())
-    };
-    attach().map_err(|error| refused(REMEMBER_UDP, error))
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Error> {

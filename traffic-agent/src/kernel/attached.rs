@@ -1,6 +1,6 @@
-//! Which programs are attached to a cgroup already, asked with `BPF_PROG_QUERY`.
+//! Which programs are attached to a cgroup already, asked with `BPF_PROG_QUERY`, for cgroups since 4.15.
 //!
-//! aya 0.14 asks that for device programs only, hence the raw system call. What follows from the answer
+//! aya 0.14 asks that for device programs only, hence the raw call. What follows from the answer
 //! is judged elsewhere; nothing here changes anything.
 
 use std::{
@@ -11,8 +11,8 @@ use std::{
 
 use aya::programs::loaded_programs;
 
-/// `BPF_PROG_QUERY` of `enum bpf_cmd`, include/uapi/linux/bpf.h; for cgroups since 4.15.
-const BPF_PROG_QUERY: libc::c_long = 16;
+use super::bpf::{Command, call};
+
 /// `BPF_F_ALLOW_OVERRIDE`.
 const ALLOW_OVERRIDE: u32 = 1;
 /// `BPF_F_ALLOW_MULTI`.
@@ -30,11 +30,17 @@ pub enum Hook {
     Egress = 1,
     Bind4 = 8,
     Bind6 = 9,
+    Release = 34,
 }
 
 impl Hook {
-    /// All of them.
+    /// Those that every kernel has which counts.
     pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Bind4, Self::Bind6];
+
+    /// Those that an instance hangs on, in the order of attaching: the announcers first, so that a port
+    /// bound from here on is known before its first packet.
+    pub(super) const LINKED: [Self; 5] =
+        [Self::Bind4, Self::Bind6, Self::Ingress, Self::Egress, Self::Release];
 
     /// Its short name.
     pub fn name(self) -> &'static str {
@@ -43,6 +49,7 @@ impl Hook {
             Self::Egress => "egress",
             Self::Bind4 => "bind4",
             Self::Bind6 => "bind6",
+            Self::Release => "release",
         }
     }
 }
@@ -115,13 +122,8 @@ pub fn query(cgroup: impl AsFd, hook: Hook) -> io::Result<Attached> {
         link_attach_flags: 0,
         revision: 0,
     };
-    // SAFETY: `query` is the whole member of the union, its length goes with it, and `prog_ids` points
-    // to as many elements as `prog_cnt` says; both outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // `prog_ids` points to as many elements as `prog_cnt` says.
+    call(Command::ProgQuery, &mut query)?;
     programs.truncate(query.prog_cnt as usize);
     Ok(Attached { sharing: Sharing::of(query.attach_flags), programs })
 }

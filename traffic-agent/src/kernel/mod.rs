@@ -1,13 +1,20 @@
 //! The eBPF program as seen from user space: load, attach, read, detach. The only room that knows aya.
 //!
-//! A [`Counter`] is one instance of the program with maps of its own: one per target. It counts from
-//! [`Counter::attach`] until it is dropped; the kernel detaches it too when the process dies.
+//! A [`Counter`] is one instance of the program with maps of its own: one per target. One that is
+//! [loaded](Counter::load) counts from [`Counter::attach`] until it is dropped; the kernel detaches it too
+//! when the process dies. One that is [pinned](Counter::open) goes on counting, and whoever opens it next
+//! takes over without a packet counted twice or not at all.
 
 mod answered;
 pub mod attached;
+mod bpf;
 mod btf;
 mod figures;
+mod generation;
+mod links;
 mod object;
+mod pinned;
+pub mod pins;
 pub mod probe;
 mod slots;
 mod trace;
@@ -15,17 +22,26 @@ mod trace;
 use std::{
     fs::File,
     io,
-    os::unix::fs::MetadataExt as _,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     time::Instant,
 };
 
+use answered::Layout;
+use attached::Hook;
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapData, MapError, PerCpuArray},
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError},
+    maps::{Map, MapData, MapError, PerCpuArray},
+    programs::{CgroupSkb, CgroupSockAddr, ProgramError},
 };
+use generation::Generations;
+use links::{AttachError, LinkError, Links};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use pinned::PinnedMaps;
+use pins::Pins;
 use traffic_ebpf::{
     ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums,
 };
@@ -33,6 +49,7 @@ use traffic_ebpf::{
 pub use self::{
     answered::{Answered, Unavailable},
     figures::{LoadedFigures, ProgramFigures},
+    pinned::Retired,
     slots::{Owner, SlotTables},
     trace::Trace,
 };
@@ -82,10 +99,16 @@ pub enum Error {
         program: &'static str,
         /// The cgroup's directory.
         path: PathBuf,
-        /// What aya says.
+        /// The errno.
         #[source]
-        source: ProgramError,
+        source: io::Error,
     },
+    /// A link could not be pinned or changed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The pins are not usable.
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
     /// A map could not be read or written.
     #[error("cannot {action} the eBPF map {map}")]
     Map {
@@ -144,8 +167,8 @@ fn load_remedy(source: &EbpfError) -> &'static str {
     }
 }
 
-fn attach_remedy(source: &ProgramError) -> &'static str {
-    match errno(source) {
+fn attach_remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             "not permitted; either CAP_NET_ADMIN is missing, or another program holds the cgroup \
              exclusively (as systemd before 249 does for a unit with IPAccounting= or \
@@ -202,35 +225,38 @@ impl Sample {
 
 /// One instance of the program: its maps, its links, its log.
 pub struct Counter {
-    /// Owns the programs and with them the links: dropping it detaches.
     ebpf: Ebpf,
+    links: Links,
     cells: PerCpuArray<MapData, Element>,
+    /// Id of the map `CELLS`, unique until reboot.
+    map_id: u32,
     answered: Answered,
     slots: SlotTables,
     trace: Trace,
+    /// Empty for one that ends with the agent.
+    pinned_maps: PinnedMaps,
 }
 
 impl Counter {
     /// Loads the programs and creates the maps. Nothing is attached yet.
     pub fn load(options: &Options) -> Result<Self, Error> {
-        let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
-        // Before 5.11 maps count against the locked memory of the process. Where the limit cannot be
-        // raised it may still suffice; if not, the load fails and says so.
-        let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        let loaded = Self::load_unlimited(options);
-        if let (Ok((soft, hard)), Ok(())) = (limit, raised) {
-            // A measured command must not inherit it. Lowering is always permitted.
-            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
-        }
-        loaded
+        with_locked_memory(|| {
+            let (ebpf, layout) = Self::load_programs(options, 0, None)?;
+            Self::assemble(ebpf, layout, 0, |_| Ok(Links::held()))
+        })
     }
 
-    fn load_unlimited(options: &Options) -> Result<Self, Error> {
+    /// Loads the programs upon maps: those that are pinned, or new ones.
+    fn load_programs(
+        options: &Options,
+        generation: u32,
+        pins: Option<&Pins>,
+    ) -> Result<(Ebpf, Result<Layout, Unavailable>), Error> {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
         let retransmissions = u32::from(options.retransmissions);
         let layout = match options.answered {
-            true => answered::Layout::of_running_kernel(),
+            true => Layout::of_running_kernel(),
             false => Err(Unavailable::NotWanted),
         };
         let mut loader = EbpfLoader::new();
@@ -238,34 +264,48 @@ impl Counter {
         if let Ok(layout) = &layout {
             layout.set(&mut loader);
         }
+        for name in pinned::SHARED.into_iter().chain(pinned::COUNTERS) {
+            if let Some(pins) = pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
+        }
         let mut ebpf = loader
             // Nothing is to be relocated against the types of the running kernel.
             .btf(None)
             .map_max_entries(trace::PACKET_RECORDS, trace::ring_bytes(options.trace_packets))
+            .map_max_entries(generation::MAP, Generations::possible_cpus())
             .override_global("TRACE_PACKETS", &options.trace_packets, true)
             .override_global("TRANSPARENT", &transparent, true)
             .override_global("RETRANSMISSIONS", &retransmissions, true)
+            .override_global("GENERATION", &generation, true)
             .load(&object)
             .map_err(|source| Error::Load { source })?;
-
-        for name in [INGRESS_PROGRAM, EGRESS_PROGRAM] {
-            load_skb(&mut ebpf, name)?.load().map_err(load_error)?;
-        }
-        for name in BIND_PROGRAMS {
-            load_bind(&mut ebpf, name)?.load().map_err(load_error)?;
-        }
-
-        let cells = ebpf.take_map("CELLS").ok_or(Error::Foreign { kind: "map", name: "CELLS" })?;
-        let cells = PerCpuArray::try_from(cells).map_err(|source| Error::Map {
-            action: "read",
-            map: "CELLS",
-            source,
-        })?;
         drop(loader);
-        let answered = Answered::open(&mut ebpf, layout)?;
+
+        for (hook, name) in PROGRAMS {
+            match hook {
+                Hook::Ingress | Hook::Egress => load_skb(&mut ebpf, name)?.load(),
+                _ => load_bind(&mut ebpf, name)?.load(),
+            }
+            .map_err(load_error)?;
+        }
+        Ok((ebpf, layout))
+    }
+
+    /// Puts the parts together. `links`: what to attach with.
+    fn assemble(
+        mut ebpf: Ebpf,
+        layout: Result<Layout, Unavailable>,
+        generation: u32,
+        links: impl FnOnce(&Ebpf) -> Result<Links, Error>,
+    ) -> Result<Self, Error> {
+        let cells = ebpf.take_map(CELLS).ok_or(Error::Foreign { kind: "map", name: CELLS })?;
+        let (cells, map_id) = open_cells(cells)?;
+        let answered = Answered::open(&mut ebpf, layout, generation)?;
         let slots = SlotTables::open(&mut ebpf)?;
         let trace = Trace::open(&mut ebpf)?;
-        Ok(Self { ebpf, cells, answered, slots, trace })
+        let links = links(&ebpf)?;
+        Ok(Self { ebpf, links, cells, map_id, answered, slots, trace, pinned_maps: Vec::new() })
     }
 
     /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
@@ -273,30 +313,53 @@ impl Counter {
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
         let directory = File::open(cgroup)
             .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
-        let attach_error =
-            |program| move |source| Error::Attach { program, path: cgroup.to_owned(), source };
-        // `Single` is link flag 0, which for a cgroup link means "beside others"; aya's
-        // `AllowMultiple` is refused with EINVAL since 5.7.
-        let mode = CgroupAttachMode::Single;
-        // The announcers first: a port bound from here on is known before its first packet.
-        for name in BIND_PROGRAMS {
-            load_bind(&mut self.ebpf, name)?
-                .attach(&directory, mode)
-                .map_err(attach_error(name))?;
-        }
-        for (name, direction) in [
-            (INGRESS_PROGRAM, CgroupSkbAttachType::Ingress),
-            (EGRESS_PROGRAM, CgroupSkbAttachType::Egress),
-        ] {
-            load_skb(&mut self.ebpf, name)?
-                .attach(&directory, direction, mode)
-                .map_err(attach_error(name))?;
-        }
-        // Last, because it takes longest, and what it counts is rare.
         let metadata = directory
             .metadata()
             .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
-        self.answered.attach(&mut self.ebpf, &directory, metadata.ino())
+        let id = metadata.ino();
+        for (hook, name) in PROGRAMS {
+            let program = descriptor(&self.ebpf, name)?;
+            self.links.attach((id, hook), program, directory.as_fd()).map_err(
+                |error| match error {
+                    AttachError::Refused(source) => {
+                        Error::Attach { program: name, path: cgroup.to_owned(), source }
+                    }
+                    AttachError::Pin(error) => error.into(),
+                },
+            )?;
+        }
+        // Last, because it takes longest, and what it counts is rare.
+        self.answered.attach(&mut self.ebpf, &mut self.links, &directory, id)
+    }
+
+    /// Whether it is attached to the cgroup with this id.
+    pub fn is_attached(&self, cgroup: u64) -> bool {
+        self.links.has(cgroup)
+    }
+
+    /// Ids of the cgroups that it is attached to, those that were removed included as long as sockets of
+    /// them still send.
+    pub fn attached_cgroups(&self) -> Vec<u64> {
+        self.links.cgroups()
+    }
+
+    /// Detaches from a cgroup.
+    pub fn detach(&mut self, cgroup: u64) -> Result<(), Error> {
+        self.links.detach(cgroup)?;
+        self.answered.forget_cgroup(cgroup)
+    }
+
+    /// Lets go of cgroups that are gone with their last socket.
+    pub fn reap(&mut self) -> Result<(), Error> {
+        for id in self.links.reap()? {
+            self.answered.forget_cgroup(id)?;
+        }
+        Ok(())
+    }
+
+    /// Id of the map of the counters, unique until reboot: these counters only grow.
+    pub fn map_id(&self) -> u32 {
+        self.map_id
     }
 
     /// Reads every counter once, summed over CPUs.
@@ -307,20 +370,7 @@ impl Counter {
         let mut sample = Sample::zero(Instant::now());
         let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
         self.answered.sample(answered)?;
-        for (slot, cells) in (0u32..).zip(counted.chunks_exact_mut(CELLS_PER_INTERFACE)) {
-            let per_cpu = self.cells.get(&slot, 0).map_err(|source| Error::Map {
-                action: "read",
-                map: "CELLS",
-                source,
-            })?;
-            for (index, cell) in cells.iter_mut().enumerate() {
-                let mut sum = Sums::default();
-                for Element(element) in per_cpu.iter() {
-                    sum.add(&element[index]);
-                }
-                *cell = sum.cell();
-            }
-        }
+        sum_cells(&self.cells, counted)?;
         Ok(sample)
     }
 
@@ -361,7 +411,62 @@ impl Counter {
 
 const INGRESS_PROGRAM: &str = "count_ingress";
 const EGRESS_PROGRAM: &str = "count_egress";
-const BIND_PROGRAMS: [&str; 2] = ["announce_bind4", "announce_bind6"];
+/// The programs that every kernel attaches, in the order of attaching: the announcers first, so that a port
+/// bound from here on is known before its first packet.
+const PROGRAMS: [(Hook, &str); 4] = [
+    (Hook::Bind4, "announce_bind4"),
+    (Hook::Bind6, "announce_bind6"),
+    (Hook::Ingress, INGRESS_PROGRAM),
+    (Hook::Egress, EGRESS_PROGRAM),
+];
+const CELLS: &str = "CELLS";
+
+/// Does something while the process may lock as much memory as it likes: before 5.11 maps count against
+/// that. Where the limit cannot be raised it may still suffice; if not, loading fails and says so.
+fn with_locked_memory<T>(load: impl FnOnce() -> T) -> T {
+    let limit = getrlimit(Resource::RLIMIT_MEMLOCK);
+    let raised = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    let loaded = load();
+    if let (Ok((soft, hard)), Ok(())) = (limit, raised) {
+        // A measured command must not inherit it. Lowering is always permitted.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
+    }
+    loaded
+}
+
+fn open_cells(map: Map) -> Result<(PerCpuArray<MapData, Element>, u32), Error> {
+    let map_error = |source| Error::Map { action: "read", map: CELLS, source };
+    let id = match &map {
+        Map::PerCpuArray(data) => data.info().map_err(map_error)?.id(),
+        _ => return Err(Error::Foreign { kind: "per-CPU array", name: CELLS }),
+    };
+    Ok((PerCpuArray::try_from(map).map_err(map_error)?, id))
+}
+
+/// Sums the cells over CPUs.
+fn sum_cells(map: &PerCpuArray<MapData, Element>, sums: &mut [Cell]) -> Result<(), Error> {
+    for (slot, cells) in (0u32..).zip(sums.chunks_exact_mut(CELLS_PER_INTERFACE)) {
+        let per_cpu = map.get(&slot, 0).map_err(|source| Error::Map {
+            action: "read",
+            map: CELLS,
+            source,
+        })?;
+        for (index, cell) in cells.iter_mut().enumerate() {
+            let mut sum = Sums::default();
+            for Element(element) in per_cpu.iter() {
+                sum.add(&element[index]);
+            }
+            *cell = sum.cell();
+        }
+    }
+    Ok(())
+}
+
+/// Returns the descriptor of a loaded program.
+fn descriptor<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
+    let program = ebpf.program(name).ok_or(Error::Foreign { kind: "program", name })?;
+    Ok(program.fd().map_err(load_error)?.as_fd())
+}
 
 fn load_error(source: ProgramError) -> Error {
     Error::Load { source: EbpfError::ProgramError(source) }

@@ -1,0 +1,245 @@
+//! The links of one instance: which program hangs on what. Held by their descriptors, and pinned where
+//! counting is to go on without the agent.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use super::{attached::Hook, bpf, pins::Pins};
+
+/// Why a link could not be made, pinned or changed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}", path.display())]
+pub struct LinkError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+fn link_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LinkError {
+    let path = path.to_owned();
+    move |source| LinkError { action, path, source }
+}
+
+/// All links of an instance.
+#[derive(Default)]
+pub(super) struct Links {
+    pins: Option<Pins>,
+    cgroups: BTreeMap<(u64, Hook), OwnedFd>,
+    tracepoints: Vec<(String, OwnedFd)>,
+}
+
+/// A pinned link by its name: `c<cgroup id>_<hook>` or `t<generation>_<program>`.
+fn parse_cgroup(name: &str) -> Option<(u64, Hook)> {
+    let (id, hook) = name.strip_prefix('c')?.split_once('_')?;
+    let hook = Hook::LINKED.into_iter().find(|known| known.name() == hook)?;
+    Some((id.parse().ok()?, hook))
+}
+
+fn cgroup_name((id, hook): (u64, Hook)) -> String {
+    format!("c{id}_{}", hook.name())
+}
+
+impl Links {
+    /// Links that end with the agent.
+    pub(super) fn held() -> Self {
+        Self::default()
+    }
+
+    /// Links that are pinned: takes over those that are there already, and puts these programs in the
+    /// place of theirs. Those of an earlier version move over.
+    ///
+    /// `program`: the one for a hook; without one its links are removed.
+    pub(super) fn adopt<'p>(
+        pins: Pins,
+        earlier: Option<&Pins>,
+        program: impl Fn(Hook) -> Option<BorrowedFd<'p>>,
+    ) -> Result<Self, super::Error> {
+        let mut links = Self { pins: Some(pins.clone()), ..Self::default() };
+        for source in earlier.into_iter().chain([&pins]) {
+            for name in source.link_names()? {
+                let path = source.link(&name);
+                let Some(key) = parse_cgroup(&name) else { continue };
+                let link = bpf::open_pinned(&path).map_err(link_error("open the link", &path))?;
+                let alive = bpf::cgroup_of(&link).map_err(link_error("ask for", &path))? != 0;
+                let replaced = match program(key.1) {
+                    Some(program) if alive => bpf::replace_program(&link, program),
+                    _ => Err(io::Error::from_raw_os_error(libc::ENOLINK)),
+                };
+                match replaced {
+                    Ok(()) => links.keep(key, link)?,
+                    // Its cgroup is gone, perhaps since the question above.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                    Err(error) => return Err(link_error("change", &path)(error).into()),
+                }
+                if source != &pins || !links.cgroups.contains_key(&key) {
+                    remove(&path)?;
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    fn keep(&mut self, key: (u64, Hook), link: OwnedFd) -> Result<(), LinkError> {
+        self.pin(&cgroup_name(key), &link)?;
+        self.cgroups.insert(key, link);
+        Ok(())
+    }
+
+    fn pin(&self, name: &str, link: &OwnedFd) -> Result<(), LinkError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let path = pins.link(name);
+        match bpf::pin(link, &path) {
+            // This very link: two of one name are never made.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(link_error("pin a link at", &path)),
+        }
+    }
+
+    /// Attaches a program to a hook of a cgroup, if none is attached there for this instance.
+    pub(super) fn attach(
+        &mut self,
+        (id, hook): (u64, Hook),
+        program: BorrowedFd<'_>,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<(), AttachError> {
+        if !self.cgroups.contains_key(&(id, hook)) {
+            let link = bpf::attach_to_cgroup(program, cgroup, hook as u32)
+                .map_err(AttachError::Refused)?;
+            self.keep((id, hook), link).map_err(AttachError::Pin)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a program to its tracepoint.
+    pub(super) fn attach_to_tracepoint(
+        &mut self,
+        generation: u32,
+        name: &str,
+        program: BorrowedFd<'_>,
+    ) -> Result<(), AttachError> {
+        let link = bpf::attach_to_tracepoint(program).map_err(AttachError::Refused)?;
+        let name = format!("t{generation}_{name}");
+        self.pin(&name, &link).map_err(AttachError::Pin)?;
+        self.tracepoints.push((name, link));
+        Ok(())
+    }
+
+    /// Detaches from all tracepoints.
+    pub(super) fn leave_tracepoints(&mut self) -> Result<(), LinkError> {
+        for (name, _link) in std::mem::take(&mut self.tracepoints) {
+            if let Some(pins) = &self.pins {
+                remove(&pins.link(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the tracepoints' links of earlier generations, which these have taken over.
+    pub(super) fn remove_earlier_tracepoints(
+        &self,
+        earlier: Option<&Pins>,
+    ) -> Result<(), super::Error> {
+        for source in earlier.into_iter().chain(&self.pins) {
+            for name in source.link_names()? {
+                let is_own = self.tracepoints.iter().any(|(own, _)| *own == name);
+                if name.starts_with('t') && !(is_own && Some(source) == self.pins.as_ref()) {
+                    remove(&source.link(&name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids of the cgroups that these links hang on.
+    pub(super) fn cgroups(&self) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.cgroups.keys().map(|(id, _)| *id).collect();
+        ids.dedup();
+        ids
+    }
+
+    /// Lets go of the links whose cgroup is gone with its last socket, and returns the ids. Until then they
+    /// count what its orphaned connections still send.
+    pub(super) fn reap(&mut self) -> Result<Vec<u64>, LinkError> {
+        let mut gone = Vec::new();
+        for id in self.cgroups() {
+            let of_cgroup = self.cgroups.range((id, Hook::Ingress)..=(id, Hook::Release));
+            let is_gone =
+                of_cgroup.clone().all(|(_, link)| bpf::cgroup_of(link).is_ok_and(|id| id == 0));
+            if is_gone {
+                gone.push(id);
+            }
+        }
+        for &id in &gone {
+            self.detach(id)?;
+        }
+        Ok(gone)
+    }
+
+    /// Detaches from a cgroup.
+    pub(super) fn detach(&mut self, id: u64) -> Result<(), LinkError> {
+        for hook in Hook::LINKED {
+            if self.cgroups.remove(&(id, hook)).is_some()
+                && let Some(pins) = &self.pins
+            {
+                remove(&pins.link(&cgroup_name((id, hook))))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pins once more what is pinned no longer: somebody has unmounted the file system.
+    pub(super) fn pin_again(&self) -> Result<(), LinkError> {
+        for (key, link) in &self.cgroups {
+            self.pin(&cgroup_name(*key), link)?;
+        }
+        for (name, link) in &self.tracepoints {
+            self.pin(name, link)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an egress link is there for this cgroup.
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.cgroups
+            .get(&(id, Hook::Egress))
+            .is_some_and(|link| bpf::cgroup_of(link.as_fd()).is_ok_and(|found| found == id))
+    }
+}
+
+/// Why a program was not attached.
+#[derive(Debug)]
+pub(super) enum AttachError {
+    /// The kernel refused.
+    Refused(io::Error),
+    /// It was attached, but not pinned.
+    Pin(LinkError),
+}
+
+fn remove(path: &Path) -> Result<(), LinkError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(link_error("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_read_as_they_are_written() {
+        for key in [(1, Hook::Ingress), (u64::MAX, Hook::Release)] {
+            assert_eq!(parse_cgroup(&cgroup_name(key)), Some(key));
+        }
+        assert_eq!(parse_cgroup("t3_count_reset"), None);
+        assert_eq!(parse_cgroup("c_ingress"), None);
+        assert_eq!(parse_cgroup("c7_nothing"), None);
+    }
+}

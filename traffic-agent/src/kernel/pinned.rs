@@ -1,0 +1,249 @@
+//! Counting that outlives the agent: an instance whose maps and links are pinned.
+//!
+//! Whoever opens the pins loads the programs anew upon the pinned maps and puts them in the place of those
+//! that run: so a start, a restart and an upgrade are the same thing, and the programs are always this
+//! agent's. Only a changed ABI needs counters of its own: then the earlier ones are [`Retired`] and read
+//! to the end.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray};
+use traffic_ebpf::{
+    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, INTERFACE_SLOTS, SLOT_OWNERS_ENTRIES, TABLE_BYTES,
+    TABLES,
+};
+
+use super::{
+    CELLS, Counter, Element, Error, Options, PROGRAMS, Sample,
+    answered::{self, read_cells},
+    attached::Hook,
+    bpf, descriptor,
+    generation::{self, Generations},
+    links::Links,
+    open_cells,
+    pins::{self, PinRoot, Pins},
+    sum_cells, with_locked_memory,
+};
+
+const ANSWERED: &str = "ANSWERED";
+
+/// The maps whose layout is the ABI's: an agent of another begins new ones.
+pub(super) const COUNTERS: [&str; 2] = [CELLS, ANSWERED];
+
+/// The maps that an agent of another ABI takes over. Whoever changes the layout of one moves it up.
+pub(super) const SHARED: [&str; 9] = [
+    "SLOTS",
+    "SLOT_OWNERS",
+    "INHERITED",
+    "RECEIVED",
+    "NAMESPACES",
+    "CGROUPS",
+    "CONNECTIONS",
+    "LAST",
+    generation::MAP,
+];
+
+/// How long the counters of an earlier version are read on. Programs that were running when the links were
+/// switched have ended then: none takes a millisecond.
+const READ_ON: Duration = Duration::from_secs(2);
+
+/// `MEMBARRIER_CMD_GLOBAL`, include/uapi/linux/membarrier.h: returns when every CPU has left what it was
+/// doing in the kernel, eBPF programs included. Source: `synchronize_rcu()` in kernel/sched/membarrier.c.
+const MEMBARRIER_GLOBAL: libc::c_long = 1;
+
+/// The pinned maps, held open so that they can be pinned again.
+pub(super) type PinnedMaps = Vec<(&'static str, OwnedFd)>;
+
+/// Counters of an earlier version, which nothing adds to any more.
+pub struct Retired {
+    pins: Pins,
+    map_id: u32,
+    cells: PerCpuArray<MapData, Element>,
+    answered: Array<MapData, Element>,
+    since: Instant,
+}
+
+impl Counter {
+    /// Opens what is pinned for a target, or begins it. Nothing new is attached; what was attached goes on
+    /// counting, from here on by this agent's programs.
+    ///
+    /// Every packet is counted by the programs before or by these, never by both. Counters of an earlier
+    /// ABI come with it: they are to be read until [`Retired::is_final`].
+    pub fn open(
+        options: &Options,
+        root: &PinRoot,
+        name: &str,
+    ) -> Result<(Self, Option<Retired>), Error> {
+        let pins = root.target(name);
+        let earlier = root.earlier(name)?;
+        pins.create()?;
+        if let Some(earlier) = &earlier {
+            take_over_maps(earlier, &pins)?;
+        }
+        check_layouts(&pins)?;
+        let generation = next_generation(&pins)?;
+        let counter = with_locked_memory(|| {
+            let (mut ebpf, mut layout) = Self::load_programs(options, generation, Some(&pins))?;
+            if layout.is_ok()
+                && let Err(refused) = answered::load_release(&mut ebpf)
+            {
+                layout = Err(refused);
+            }
+            let with_release = layout.is_ok();
+            let mut counter = Self::assemble(ebpf, layout, generation, |ebpf| {
+                let program = |wanted: Hook| {
+                    let known = PROGRAMS.iter().find(|(hook, _)| *hook == wanted);
+                    let release =
+                        (wanted == Hook::Release && with_release).then_some(answered::REMEMBER_UDP);
+                    descriptor(ebpf, known.map(|(_, name)| *name).or(release)?).ok()
+                };
+                Links::adopt(pins.clone(), earlier.as_ref(), program)
+            })?;
+            let Self { ebpf, links, answered, .. } = &mut counter;
+            // Nothing to take over from: they are attached with the first cgroup.
+            if !links.cgroups().is_empty() {
+                answered.take_over(ebpf, links, earlier.as_ref())?;
+            }
+            for name in COUNTERS.into_iter().chain(SHARED) {
+                let path = pins.map(name);
+                let map = bpf::open_pinned(&path).map_err(pin_error(&path))?;
+                counter.pinned_maps.push((name, map));
+            }
+            Ok::<_, Error>(counter)
+        })?;
+        let retired = earlier.map(Retired::open).transpose()?;
+        Ok((counter, retired))
+    }
+
+    /// Pins again what is pinned no longer, because somebody has unmounted the bpf filesystem or removed
+    /// the files. Returns whether that was so.
+    pub fn pin_again(&self, root: &PinRoot, name: &str) -> Result<bool, Error> {
+        let pins = root.target(name);
+        if pins.exist() {
+            return Ok(false);
+        }
+        pins.create()?;
+        for (name, map) in &self.pinned_maps {
+            let path = pins.map(name);
+            if !path.exists() {
+                bpf::pin(map, &path).map_err(pin_error(&path))?;
+            }
+        }
+        self.links.pin_again()?;
+        Ok(true)
+    }
+}
+
+fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| pins::Error::File { action: "pin a map at", path, source }.into()
+}
+
+/// Pins the maps that both versions use in the later one's place too.
+fn take_over_maps(earlier: &Pins, pins: &Pins) -> Result<(), Error> {
+    for name in SHARED {
+        let (from, to) = (earlier.map(name), pins.map(name));
+        if from.exists() && !to.exists() {
+            let map = bpf::open_pinned(&from).map_err(pin_error(&from))?;
+            bpf::pin(map, &to).map_err(pin_error(&to))?;
+        }
+    }
+    Ok(())
+}
+
+/// Compares pinned maps with what this agent expects: a map of another layout opens without an error.
+fn check_layouts(pins: &Pins) -> Result<(), Error> {
+    let expected = [
+        (CELLS, size_of::<Element>(), INTERFACE_SLOTS),
+        (ANSWERED, size_of::<Element>(), ANSWERED_ELEMENTS),
+        ("SLOTS", TABLES * TABLE_BYTES, 1),
+        ("SLOT_OWNERS", 4, SLOT_OWNERS_ENTRIES as usize),
+        (generation::MAP, 4, Generations::possible_cpus() as usize),
+    ];
+    for (name, value_size, entries) in expected {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|source| Error::Map {
+            action: "open",
+            map: name,
+            source,
+        })?;
+        let found = (info.value_size() as usize, info.max_entries() as usize);
+        if found != (value_size, entries) {
+            let words = |(bytes, entries)| format!("{entries} values of {bytes} bytes");
+            return Err(pins::Error::Layout {
+                path,
+                found: words(found),
+                expected: words((value_size, entries)),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Returns a number that no generation on the tracepoints has that is in force, or may come into force.
+fn next_generation(pins: &Pins) -> Result<u32, Error> {
+    let path = pins.map(generation::MAP);
+    if !path.exists() {
+        return Ok(0);
+    }
+    let map = open_array(&path, generation::MAP)?;
+    let hanging = pins.link_names()?;
+    let hanging = hanging
+        .iter()
+        .filter_map(|name| name.strip_prefix('t')?.split_once('_')?.0.parse::<u32>().ok());
+    let latest = hanging.chain([generation::of_pinned(&map)?]).max().unwrap_or(0);
+    Ok(latest.wrapping_add(1))
+}
+
+fn open_array<V: aya::Pod>(path: &Path, name: &'static str) -> Result<Array<MapData, V>, Error> {
+    let map_error = |source: MapError| Error::Map { action: "open", map: name, source };
+    let data = MapData::from_pin(path).map_err(map_error)?;
+    Array::try_from(Map::Array(data)).map_err(map_error)
+}
+
+impl Retired {
+    /// Opens the counters of an earlier version. All of them had the layout of today.
+    fn open(pins: Pins) -> Result<Self, Error> {
+        let map_error = |source| Error::Map { action: "open", map: CELLS, source };
+        let data = MapData::from_pin(pins.map(CELLS)).map_err(map_error)?;
+        let (cells, map_id) = open_cells(Map::PerCpuArray(data))?;
+        let answered = open_array(&pins.map(ANSWERED), ANSWERED)?;
+        // Where it is refused, because the kernel serves its ticks to some CPUs only, time does it alone.
+        // SAFETY: takes three numbers.
+        unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
+        Ok(Self { pins, map_id, cells, answered, since: Instant::now() })
+    }
+
+    /// Id of the map of these counters.
+    pub fn map_id(&self) -> u32 {
+        self.map_id
+    }
+
+    /// Reads them. Their places stand for what the same places of the [`Counter`] stand for.
+    pub fn sample(&self) -> Result<Sample, Error> {
+        let mut sample = Sample::zero(Instant::now());
+        let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
+        read_cells(&self.answered, answered)?;
+        sum_cells(&self.cells, counted)?;
+        Ok(sample)
+    }
+
+    /// Whether what a sample gives now will not change any more.
+    pub fn is_final(&self) -> bool {
+        self.since.elapsed() >= READ_ON
+    }
+
+    /// Removes their pins. To be called when a sample taken after [`Retired::is_final`] is safe.
+    pub fn remove(self) -> Result<(), Error> {
+        Ok(self.pins.remove()?)
+    }
+}
