@@ -174,6 +174,19 @@ pub struct MethodReading {
     pub exact: PortBytes,
 }
 
+/// Readings of a method added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadingSum {
+    /// Of how long they are.
+    pub milliseconds: u64,
+    /// As in [`MethodReading`].
+    pub ingress: Option<u64>,
+    /// As in [`MethodReading`].
+    pub egress: Option<u64>,
+    /// As in [`MethodReading`].
+    pub exact: PortBytes,
+}
+
 /// What one flush adds to the history of one target.
 #[derive(Clone, Debug)]
 pub struct TargetFlush {

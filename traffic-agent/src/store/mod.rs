@@ -34,6 +34,7 @@ mod files;
 mod names;
 mod prune;
 mod read;
+mod readings;
 mod schema;
 mod write;
 

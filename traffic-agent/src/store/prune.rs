@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use super::days::{self, Calendar, Day};
+use super::readings;
 use crate::history::Quarter;
 
 /// How long each level is kept, in days that have a row; `None`: for ever.
@@ -19,6 +20,10 @@ pub struct Retention {
     pub quarters_days: Option<u32>,
     /// Days; never fewer than those of the quarters.
     pub days_days: Option<u32>,
+    /// Readings of other methods, one a minute.
+    pub estimates_minutes_days: Option<u32>,
+    /// Their sums by quarter.
+    pub estimates_quarters_days: Option<u32>,
     /// Events. The newest [`EVENTS`] are the most that is kept.
     pub events_days: Option<u32>,
 }
@@ -50,6 +55,7 @@ pub(super) fn prune(
         forget_days(connection, quarters.max(days))?;
     }
     forget_events(connection, retention.events_days)?;
+    forget_readings(connection, retention)?;
     give_back(connection)?;
     Ok(finished)
 }
@@ -123,6 +129,15 @@ fn forget_events(connection: &Connection, kept: Option<u32>) -> rusqlite::Result
         .map(drop)
 }
 
+fn forget_readings(connection: &Connection, retention: &Retention) -> rusqlite::Result<()> {
+    let beyond = |kept: Option<u32>| -> rusqlite::Result<Option<Quarter>> {
+        let day = kept.map(|kept| last_beyond(connection, kept)).transpose()?.flatten();
+        Ok(day.map(|day| Quarter(day.after)))
+    };
+    let minutes = beyond(retention.estimates_minutes_days)?.map(Quarter::start);
+    readings::forget(connection, minutes, beyond(retention.estimates_quarters_days)?)
+}
+
 fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     let pages = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (free, all) = (pages("freelist_count")?, pages("page_count")?);
@@ -130,6 +145,5 @@ fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     if surplus <= 0 {
         return Ok(());
     }
-    let pragma = format!("incremental_vacuum({})", surplus.min(PAGES_AT_ONCE));
-    connection.pragma_query(None, &pragma, |_| Ok(()))
+    connection.pragma(None, "incremental_vacuum", surplus.min(PAGES_AT_ONCE), |_| Ok(()))
 }

@@ -247,7 +247,7 @@ impl Reader {
             .collect()
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         query: &str,
         parameters: impl rusqlite::Params,

@@ -1,6 +1,7 @@
 //! The store as its users see it: what goes in comes out, whatever happens in between.
 
 mod book;
+mod readings;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -81,6 +82,7 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
         absolute: Vec::new(),
         closed: Vec::new(),
         events: Vec::new(),
+        readings: Vec::new(),
     }
 }
 

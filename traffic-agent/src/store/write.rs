@@ -13,7 +13,7 @@ use traffic_ebpf::Cell;
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, files, prune, schema, timestamp};
+use super::{Error, LIMIT, Retention, files, prune, readings, schema, timestamp};
 use crate::{
     history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
     report::Counters,
@@ -133,6 +133,7 @@ impl Store {
             for event in &target.events {
                 write_event(&transaction, id, event)?;
             }
+            readings::write(&transaction, id, &target.readings)?;
         }
         transaction.commit()?;
         self.show_readers();
@@ -162,7 +163,7 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The log goes into the database, so that a copy of that file alone has everything. If not, the next
         // opening does it.
-        let folded = self.connection.pragma_query(None, "wal_checkpoint(TRUNCATE)", |_| Ok(()));
+        let folded = self.connection.pragma(None, "wal_checkpoint", "TRUNCATE", |_| Ok(()));
         if let Err(error) = folded {
             log::debug!("{}: the log is not folded: {error}", self.path.display());
         }
