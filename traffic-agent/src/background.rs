@@ -188,6 +188,7 @@ impl Background {
             Err(format!("read for the first time: {}", reading.programs.join(", ")))
         } else {
             firewall::difference(&mark.reading, &reading)
+                .inspect_err(|_| self.short = false)
                 .and_then(|measured| self.hold_against_hook(measured, &mark))
         };
         match compared {

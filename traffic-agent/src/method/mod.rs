@@ -25,7 +25,7 @@ mod ruleset;
 mod run;
 mod shadow;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod watch;
 
 use std::collections::BTreeSet;
