@@ -1,9 +1,12 @@
 //! The command line. Only here: clap.
 
+pub mod run;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use jiff::SignedDuration;
+
+use crate::units;
 
 /// Counts what a proxy's traffic really costs, beside what people estimate.
 ///
@@ -69,6 +72,21 @@ pub enum Command {
         traffic-agent selftest --bytes 1000000          on a slow machine\n  \
         traffic-agent selftest --verbose                with packets as the hook saw them")]
     Selftest(Selftest),
+    /// Count for months: keep the history of one or more targets, as a service does
+    #[command(after_help = "Examples:\n  \
+        traffic-agent run                               what /etc/traffic-agent/config.toml says\n  \
+        traffic-agent run xray.service                  one target, no file needed\n  \
+        traffic-agent run --state-dir /srv/count --target proxy=unit:xray --host\n\n\
+        Flags win over the environment, the environment over the file, the file over defaults. Of targets \
+        and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
+        ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
+    Run(run::Run),
+    /// Check, show or print the daemon's configuration
+    Config {
+        /// What of it
+        #[command(subcommand)]
+        command: run::ConfigCommand,
+    },
     /// Print a shell's completions
     Completions {
         /// The shell
@@ -276,13 +294,7 @@ pub enum RealProxy {
 /// Reads `60s`, `10m`, `1h30m`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration; write 60s, 10m or 1h30m");
-    let duration = match text.parse::<u32>() {
-        Ok(seconds) => Duration::from_secs(seconds.into()),
-        Err(_) => {
-            let signed: SignedDuration = text.parse().map_err(|_| wrong())?;
-            Duration::try_from(signed).map_err(|_| wrong())?
-        }
-    };
+    let duration = units::parse_duration(text).ok_or_else(wrong)?;
     if duration < Duration::from_millis(100) {
         return Err(format!("`{text}` is too short; 0.1s is the least"));
     }

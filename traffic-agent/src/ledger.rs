@@ -1,5 +1,9 @@
 //! From two samples to figures: what was counted in between, cell by cell, with names. Pure.
 
+mod posting;
+
+pub use posting::{absolute, post};
+
 use traffic_ebpf::{
     ANSWERED_FOLLOWS, ANSWERED_SEEN, ANSWERED_UNATTRIBUTED, CELLS_PER_INTERFACE, Cell, FAMILIES,
     INGRESS, INTERFACE_SLOTS, IPV4, PORT_SLOT_CLIENT_TCP, PORT_SLOT_CLIENT_UDP,

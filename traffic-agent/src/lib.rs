@@ -6,6 +6,7 @@ pub mod child;
 pub mod cli;
 pub mod commands;
 pub mod comparison;
+pub mod config;
 pub mod estimate;
 pub mod history;
 pub mod kernel;

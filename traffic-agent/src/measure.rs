@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result};
 use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
 
-use crate::kernel::{Counter, Options, Owner, Sample};
+use crate::kernel::pins::PinRoot;
+use crate::kernel::{Counter, Options, Owner, Retired, Sample};
 use crate::ledger::{self, Names};
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
@@ -69,6 +70,8 @@ pub struct Measurement<'h> {
     host: &'h Host,
     plan: Plan,
     counter: Counter,
+    /// Whether it was loaded for transparent listeners.
+    transparent: bool,
     networks: Networks,
     processes: BTreeSet<(i32, String)>,
     /// Ids of the cgroups and of all that were ever seen below them: the sockets of a child that was
@@ -82,12 +85,7 @@ impl<'h> Measurement<'h> {
     pub fn start(host: &'h Host, plan: Plan) -> Result<Self> {
         let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
         let listening = survey.listening(&plan.ports);
-        let options = Options {
-            trace_packets: plan.trace_packets,
-            transparent: listening.iter().any(|port| port.transparent),
-            retransmissions: true,
-            answered: true,
-        };
+        let options = options(&plan, &listening);
         let mut counter = Counter::load(&options)?;
         for excluded in plan.ports.excluded() {
             counter.slots().exclude_port(excluded);
@@ -103,6 +101,7 @@ impl<'h> Measurement<'h> {
             host,
             plan,
             counter,
+            transparent: options.transparent,
             networks,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
@@ -114,6 +113,66 @@ impl<'h> Measurement<'h> {
         claim(&mut measurement.counter, &survey.listening(&plan.ports))?;
         measurement.follow()?;
         Ok(measurement)
+    }
+
+    /// Opens, or begins, a measurement that goes on when it is dropped. The cgroups that it hung on when it
+    /// was last open are counted all the while; those of the plan are to be attached by
+    /// [`Measurement::attach`].
+    ///
+    /// With it come counters of an earlier version of this program, which are to be read to their end.
+    pub fn open(
+        host: &'h Host,
+        plan: Plan,
+        root: &PinRoot,
+    ) -> Result<(Self, Option<Retired>)> {
+        let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
+        let listening = survey.listening(&plan.ports);
+        let options = options(&plan, &listening);
+        let (mut counter, retired) = Counter::open(&options, root, &plan.name)?;
+        counter.slots().set_excluded(&plan.ports.excluded());
+        claim(&mut counter, &listening)?;
+        let mut networks = Networks::default();
+        networks.note_processes(&host.proc, host.cgroups.pids(&plan.cgroups)?);
+        tell_namespaces(&mut counter, &networks)?;
+        let measurement = Self {
+            host,
+            plan,
+            counter,
+            transparent: options.transparent,
+            networks,
+            processes: BTreeSet::new(),
+            owned: BTreeSet::new(),
+            findings: Vec::new(),
+        };
+        Ok((measurement, retired))
+    }
+
+    /// Whether the programs were loaded for what the target is now: transparent listeners need a variant.
+    pub fn is_up_to_date(&self) -> Result<bool> {
+        let survey = Survey::take(self.host, &self.plan.cgroups, Which::Bound)?;
+        let transparent = survey.listening(&self.plan.ports).iter().any(|port| port.transparent);
+        Ok(!transparent || self.transparent)
+    }
+
+    /// Takes these cgroups for the target, and attaches to those that are new. Those it hung on before stay
+    /// until their last socket is gone.
+    ///
+    /// Returns the cgroups that were attached now.
+    pub fn attach(&mut self, cgroups: Vec<Cgroup>) -> Result<Vec<Cgroup>> {
+        let mut attached = Vec::new();
+        for cgroup in &cgroups {
+            if !self.counter.is_attached(cgroup.id) {
+                self.counter.attach(&cgroup.dir)?;
+                attached.push(cgroup.clone());
+            }
+        }
+        self.plan.cgroups = cgroups;
+        Ok(attached)
+    }
+
+    /// The kernel's side.
+    pub fn counter(&mut self) -> &mut Counter {
+        &mut self.counter
     }
 
     /// What was asked for.
@@ -320,6 +379,16 @@ impl<'h> Measurement<'h> {
         })
     }
 
+    /// What is wrong, missing or worth knowing now, without what only a report can tell.
+    pub fn findings(&mut self) -> Result<Vec<Finding>> {
+        let mut findings = std::mem::take(&mut self.findings);
+        findings.extend(self.audit()?);
+        findings.extend(self.networks.finding());
+        findings.extend(self.answered_findings(&[], None));
+        findings.extend(finding::unparsable(self.counter.trace().take_log()));
+        Ok(findings)
+    }
+
     /// Whose sockets were counted, and whose were not.
     fn audit(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
@@ -345,7 +414,8 @@ impl<'h> Measurement<'h> {
         Ok(findings)
     }
 
-    fn names(&mut self) -> Result<Names> {
+    /// What the slots stand for now.
+    pub fn names(&mut self) -> Result<Names> {
         let mut names = Names {
             interfaces: std::array::from_fn(|_| ("other".to_owned(), Scope::Billed)),
             ports: [None; PORT_SLOTS],
@@ -381,6 +451,15 @@ impl<'h> Measurement<'h> {
             .chain(finding::syn_cookies(self.networks.cookies_sent()))
             .chain(finding::answers_missed(missed))
             .collect()
+    }
+}
+
+fn options(plan: &Plan, listening: &[Listening]) -> Options {
+    Options {
+        trace_packets: plan.trace_packets,
+        transparent: listening.iter().any(|port| port.transparent),
+        retransmissions: true,
+        answered: true,
     }
 }
 

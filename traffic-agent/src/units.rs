@@ -3,7 +3,9 @@
 //! Bytes are integers until their last digit is chosen, so that a figure does not depend on what a
 //! float can hold. Every figure carries its unit. What a script reads is not made here.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
+
+use jiff::SignedDuration;
 
 /// In which units bytes are shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +108,20 @@ fn three_digits(number: u128, unit: u128) -> String {
         return format!("{}.{}", tenths / 10, tenths % 10);
     }
     grouped(rounded(number, unit))
+}
+
+/// Reads `60s`, `10m`, `1h30m`; a bare number is seconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    match text.parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => Duration::try_from(text.parse::<SignedDuration>().ok()?).ok(),
+    }
+}
+
+/// Writes a duration as [`parse_duration`] reads it: `10s`, `10m`, `1h 30m`.
+pub fn format_duration(duration: Duration) -> String {
+    SignedDuration::try_from(duration)
+        .map_or_else(|_| format!("{}s", duration.as_secs()), |duration| format!("{duration:#}"))
 }
 
 /// Returns a count with a comma between thousands.

@@ -1,6 +1,7 @@
 //! The commands: each puts the rooms below together and returns the exit status.
 
 mod compare;
+pub mod config;
 mod demo;
 mod doctor;
 mod exec;
@@ -31,7 +32,9 @@ pub const INCOMPLETE: i32 = 3;
 /// Returns the exit status that stands for an error: some words are only understood here, behind clap.
 pub fn exit_code(error: &anyhow::Error) -> i32 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<target::ports::ParseError>() || cause.is::<target::selector::ParseError>()
+        cause.is::<target::ports::ParseError>()
+            || cause.is::<target::selector::ParseError>()
+            || cause.is::<crate::config::Invalid>()
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -48,6 +51,11 @@ pub fn run(command: Command) -> Result<i32> {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
+        Command::Run(args) => match config::load(&args.settings) {
+            Ok(loaded) => anyhow::bail!("cannot count {} targets: the daemon is not part of this build", loaded.config.targets.len()),
+            Err(invalid) => Err(invalid.into()),
+        },
+        Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "traffic-agent", &mut text);

@@ -4,6 +4,7 @@
 //! write all 65,536 and undo what the program wrote meanwhile.
 
 use std::{
+    collections::BTreeSet,
     num::NonZeroUsize,
     ptr::NonNull,
     sync::atomic::{AtomicU8, Ordering},
@@ -92,6 +93,19 @@ impl SlotTables {
         self.entry(table_of(port.protocol), port.port).store(PORT_EXCLUDED, Ordering::Relaxed);
     }
 
+    /// Makes these ports, and no others, part of the upstream leg whatever listens there.
+    pub fn set_excluded(&mut self, excluded: &BTreeSet<ListeningPort>) {
+        for port in all_ports().filter(|port| !excluded.contains(port)) {
+            let entry = self.entry(table_of(port.protocol), port.port);
+            if entry.load(Ordering::Relaxed) == PORT_EXCLUDED {
+                entry.store(SLOT_NONE, Ordering::Relaxed);
+            }
+        }
+        for port in excluded {
+            self.exclude_port(*port);
+        }
+    }
+
     /// Takes a port that nobody listens on any more out of the client leg. Its slot, and what was
     /// counted there, stays its own.
     pub fn release_port(&mut self, port: ListeningPort) {
@@ -109,11 +123,7 @@ impl SlotTables {
 
     /// Returns the ports whose packets are the client leg now, also those without a slot of their own.
     pub fn client_ports(&self) -> Vec<ListeningPort> {
-        [Protocol::Tcp, Protocol::Udp]
-            .into_iter()
-            .flat_map(|protocol| (1..=u16::MAX).map(move |port| ListeningPort { protocol, port }))
-            .filter(|port| self.is_client_port(*port))
-            .collect()
+        all_ports().filter(|port| self.is_client_port(*port)).collect()
     }
 
     /// Returns who holds which slot: `(slot, owner)`.
@@ -188,6 +198,12 @@ impl Drop for SlotTables {
         let unmapped = unsafe { munmap(self.tables.cast(), MAPPED_BYTES.get()) };
         debug_assert!(unmapped.is_ok(), "unmapping one's own mapping cannot fail");
     }
+}
+
+fn all_ports() -> impl Iterator<Item = ListeningPort> {
+    [Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .flat_map(|protocol| (1..=u16::MAX).map(move |port| ListeningPort { protocol, port }))
 }
 
 fn table_of(protocol: Protocol) -> u32 {

@@ -9,6 +9,7 @@ use comfy_table::Table;
 
 use crate::units::Units;
 
+pub mod config;
 pub mod csv;
 pub mod demo;
 pub mod doctor;

@@ -177,3 +177,16 @@ pub enum Error {
     )]
     NoCgroupIds,
 }
+
+impl Error {
+    /// Whether what was asked for is simply not there (yet): a unit is stopped, a container not made.
+    pub fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSuchCgroup { .. }
+                | Self::NoSuchUnit { .. }
+                | Self::NoSuchContainer { .. }
+                | Self::NoSuchProcess { .. }
+        )
+    }
+}

@@ -197,7 +197,8 @@ fn with_suffix(name: String) -> String {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a text can be the name of a target.
+pub fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
     (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed)
 }

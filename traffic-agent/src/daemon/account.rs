@@ -1,0 +1,365 @@
+//! One target: its pinned counters, the cgroups they hang on, and the book of what they have counted.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+
+use super::book::Book;
+use super::clock::Now;
+use crate::config::Target;
+use crate::history::{Epoch, Event, EventKind, Quarter};
+use crate::kernel::Retired;
+use crate::kernel::pins::PinRoot;
+use crate::ledger;
+use crate::measure::{Measurement, Plan};
+use crate::report::Finding;
+use crate::store::Store;
+use crate::target::{self, Cgroup, Host, TargetSpec};
+
+/// A reading this soon after the end of a quarter still belongs to it: the reading itself is that late.
+const STILL_THE_QUARTER: Duration = Duration::from_secs(1);
+
+/// What was before the first look at a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    /// Nothing: its history begins.
+    New,
+    /// It was counted all the while, as far as its cgroups are still the same.
+    GoesOn,
+    /// It was not counted: that gap is noted.
+    AfterGap,
+    /// A look of this agent.
+    Looked,
+}
+
+/// A target that is counted, whether the agent runs or not.
+pub struct Account<'h> {
+    host: &'h Host,
+    root: PinRoot,
+    target: Target,
+    boot_id: String,
+    measurement: Measurement<'h>,
+    retired: Option<Retired>,
+    /// None until the history could be opened: the counters wait.
+    book: Option<Book>,
+    /// When the counters were read last.
+    read: Now,
+    /// When it was last known which cgroups the target has.
+    looked: Now,
+    /// Whether traffic since `read` is counted: every cgroup of the target is hung on.
+    covered: bool,
+    begun: Begun,
+    /// Events that wait for the book.
+    waiting: Vec<Event>,
+    /// The earlier version's counters were read when nothing was added to them any more.
+    retired_to_the_end: bool,
+    /// The findings that were told last, so that only news is told.
+    told: Vec<&'static str>,
+    /// Billed wire bytes since the agent was started.
+    billed: u64,
+}
+
+impl<'h> Account<'h> {
+    /// Opens what is pinned for the target, or begins it. Its cgroups are not attached yet.
+    pub fn open(
+        host: &'h Host,
+        root: &PinRoot,
+        target: Target,
+        boot_id: &str,
+        now: Now,
+    ) -> Result<Self> {
+        let plan = Plan {
+            name: target.spec.name.clone(),
+            selector: target.spec.selector(),
+            selectors: target.spec.selectors.clone(),
+            // What stands in the way is said by the first look.
+            cgroups: present(host, &target.spec).unwrap_or_default(),
+            notes: Vec::new(),
+            ports: target.ports.clone(),
+            unbilled: target.unbilled.clone(),
+            trace_packets: 0,
+        };
+        let (measurement, retired) = Measurement::open(host, plan, root)
+            .with_context(|| format!("cannot count target {}", target.spec.name))?;
+        Ok(Self {
+            host,
+            root: root.clone(),
+            target,
+            boot_id: boot_id.to_owned(),
+            measurement,
+            retired,
+            book: None,
+            read: now,
+            looked: now,
+            covered: true,
+            begun: Begun::New,
+            waiting: Vec::new(),
+            retired_to_the_end: false,
+            told: Vec::new(),
+            billed: 0,
+        })
+    }
+
+    /// What it was opened for.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Billed wire bytes since the agent was started.
+    pub fn billed(&self) -> u64 {
+        self.billed
+    }
+
+    /// The cgroups that are counted now.
+    pub fn cgroups(&self) -> &[Cgroup] {
+        &self.measurement.plan().cgroups
+    }
+
+    /// Goes on where the history ends, and notes what is missing in between. To be called before the first
+    /// [`Account::look`], or as soon as there is a history.
+    pub fn open_book(&mut self, store: &Store, now: Now) -> Result<()> {
+        let name = &self.target.spec.name;
+        let (kept, last) = (store.absolutes(name)?, store.last_flush(name)?);
+        let mut book = Book::open(name.clone(), self.target.spec.selector(), kept);
+        let current = self.epoch();
+        let retired = self.retired.as_ref().map(|retired| self.epoch_of(retired.map_id()));
+        let readable = |epoch: &Epoch| *epoch == current || Some(epoch) == retired.as_ref();
+        let gone: Vec<Epoch> = book.epochs().filter(|epoch| !readable(epoch)).cloned().collect();
+        let goes_on = book.epochs().any(readable);
+        if let Some(last) = last {
+            self.read = Now { wall: last.min(now.wall), boot: Duration::ZERO };
+            self.begun = Begun::GoesOn;
+            if goes_on {
+                book.observe(last, now.wall);
+            } else {
+                self.begun = Begun::AfterGap;
+                let rebooted = gone.iter().any(|epoch| epoch.boot_id != self.boot_id);
+                let reason = if rebooted {
+                    "the host was started anew: what was counted after the last flush is lost"
+                } else {
+                    "its counters were gone: removed by `traffic-agent detach`, or with the bpf filesystem"
+                };
+                book.note(now.wall, gap(last, now.wall, reason.to_owned()));
+            }
+        }
+        for epoch in &gone {
+            book.close(now.wall, epoch);
+        }
+        for event in std::mem::take(&mut self.waiting) {
+            book.note(now.wall, event);
+        }
+        self.looked = self.read;
+        self.book = Some(book);
+        Ok(())
+    }
+
+    fn epoch(&mut self) -> Epoch {
+        let map_id = self.measurement.counter().map_id();
+        self.epoch_of(map_id)
+    }
+
+    fn epoch_of(&self, map_id: u32) -> Epoch {
+        Epoch { boot_id: self.boot_id.clone(), map_id }
+    }
+
+    /// Looks which cgroups the target has now, and hangs on those that are new. Returns what it did, in
+    /// words, if it did something.
+    ///
+    /// `silent_since`: until then no cgroup was made that this agent did not look at.
+    pub fn look(&mut self, now: Now, silent_since: Timestamp) -> Result<Option<String>> {
+        let cgroups = present(self.host, &self.target.spec)?;
+        let attached = self.measurement.attach(cgroups)?;
+        self.measurement.counter().reap()?;
+        let done = Timestamp::now();
+        let (begun, looked) = (self.begun, self.looked.wall);
+        (self.begun, self.looked) = (Begun::Looked, now);
+        if attached.is_empty() {
+            return Ok(None);
+        }
+        self.measurement.follow_or_note();
+        let paths: Vec<&str> = attached.iter().map(|cgroup| cgroup.path.as_str()).collect();
+        let paths = paths.join(", ");
+        let uncounted_since = match begun {
+            Begun::New | Begun::AfterGap => {
+                return Ok(Some(format!("counting {paths}")));
+            }
+            Begun::GoesOn => looked,
+            Begun::Looked => {
+                let known = looked.max(silent_since);
+                let made = attached.iter().map(|cgroup| made_at(cgroup, known));
+                made.min().unwrap_or(known).min(done)
+            }
+        };
+        let milliseconds = done.duration_since(uncounted_since).as_millis();
+        let message = format!(
+            "{paths} was made anew, and is counted since {milliseconds} ms later at most: what it \
+             exchanged in between is missing"
+        );
+        self.note(gap(uncounted_since, done, message.clone()));
+        Ok(Some(message))
+    }
+
+    /// Reads the counters and posts what is new. Returns whether there was anything.
+    pub fn read(&mut self, now: Now) -> Result<bool> {
+        let Some(book) = &mut self.book else { return Ok(false) };
+        let before = self.read;
+        // Before the reading, so that what it reads can lie but before its end.
+        let quarter = quarter_of(before.wall, now.wall);
+        let current = Epoch {
+            boot_id: self.boot_id.clone(),
+            map_id: self.measurement.counter().map_id(),
+        };
+        let sample = self.measurement.sample()?;
+        let mut posted = Vec::new();
+        if let Some(retired) = &self.retired {
+            let is_final = retired.is_final();
+            let epoch = Epoch { boot_id: self.boot_id.clone(), map_id: retired.map_id() };
+            let cells = retired.sample()?.cells;
+            let measurement = &mut self.measurement;
+            posted
+                .extend(book.post(quarter, now.wall, &epoch, &cells, |new| named(measurement, new))?);
+            self.retired_to_the_end = is_final;
+        }
+        let measurement = &mut self.measurement;
+        posted.extend(
+            book.post(quarter, now.wall, &current, &sample.cells, |new| named(measurement, new))?,
+        );
+        self.read = now;
+        if self.covered && before.boot != Duration::ZERO {
+            book.observe(now.wall_at(&before), now.wall);
+        }
+        let spanned = Quarter::of(before.wall) != quarter;
+        if spanned && !posted.is_empty() && before.wall < now.wall {
+            let total = ledger::totals(&posted);
+            let bytes = total.billed.wire_bytes();
+            book.note(now.wall, Event {
+                start: before.wall,
+                end: now.wall,
+                kind: EventKind::Late,
+                message: format!(
+                    "{bytes} billed bytes were counted while the agent did not run, and are kept in the \
+                     quarter of an hour in which it read them"
+                ),
+            });
+        }
+        self.billed = self.billed.saturating_add(ledger::totals(&posted).billed.wire_bytes());
+        Ok(!posted.is_empty())
+    }
+
+    /// Follows ports, interfaces and processes, and pins again what somebody has unpinned.
+    pub fn follow(&mut self) -> Result<()> {
+        self.measurement.counter().reap()?;
+        let name = self.target.spec.name.clone();
+        if self.measurement.counter().pin_again(&self.root, &name)? {
+            self.note(remark("its pins were gone, and were made again: counting went on".to_owned()));
+        }
+        self.measurement.follow()
+    }
+
+    /// Audits who owns the target's sockets, and returns what is newly wrong.
+    pub fn audit(&mut self) -> Result<Vec<Finding>> {
+        let findings = self.measurement.findings()?;
+        let codes = findings.iter().map(|finding| finding.code).collect();
+        let told = std::mem::replace(&mut self.told, codes);
+        let news: Vec<Finding> =
+            findings.into_iter().filter(|finding| !told.contains(&finding.code)).collect();
+        for finding in &news {
+            self.note(remark(format!("{}: {}", finding.code, finding.message)));
+        }
+        Ok(news)
+    }
+
+    /// Whether the programs must be loaded again, because the target needs a variant of them.
+    pub fn is_outdated(&self) -> Result<bool> {
+        Ok(!self.measurement.is_up_to_date()?)
+    }
+
+    /// Notes an event, in the book or for it.
+    pub fn note(&mut self, event: Event) {
+        match &mut self.book {
+            Some(book) => book.note(Timestamp::now(), event),
+            None => self.waiting.push(event),
+        }
+    }
+
+    /// What waits to be flushed.
+    pub fn book(&mut self) -> Option<&mut Book> {
+        self.book.as_mut()
+    }
+
+    /// To be called after a flush that has taken all of the book: counters of an earlier version that were
+    /// read to the end are removed.
+    pub fn flushed(&mut self, now: Now) -> Result<()> {
+        let all_is_safe = self.book.as_ref().is_some_and(|book| book.oldest().is_none());
+        if all_is_safe
+            && self.retired_to_the_end
+            && let Some(retired) = self.retired.take()
+        {
+            let epoch = self.epoch_of(retired.map_id());
+            retired.remove()?;
+            if let Some(book) = &mut self.book {
+                book.close(now.wall, &epoch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends counting for good: removes the pins. What was read is to be flushed before.
+    pub fn detach(self) -> Result<()> {
+        let pins = self.root.target(&self.target.spec.name);
+        drop(self.measurement);
+        pins.remove()?;
+        Ok(())
+    }
+}
+
+fn named(
+    measurement: &mut Measurement<'_>,
+    new: &[traffic_ebpf::Cell],
+) -> Result<Vec<crate::report::CellReport>> {
+    Ok(ledger::name_cells(new, &measurement.names()?))
+}
+
+/// An event that explains a figure and takes nothing from it.
+pub fn remark(message: String) -> Event {
+    let now = Timestamp::now();
+    Event { start: now, end: now, kind: EventKind::Note, message }
+}
+
+fn gap(start: Timestamp, end: Timestamp, message: String) -> Event {
+    Event { start: start.min(end), end, kind: EventKind::Gap, message }
+}
+
+/// The quarter that traffic between two readings is kept in: that of the later one, unless it came on time
+/// at the end of the one before.
+fn quarter_of(before: Timestamp, now: Timestamp) -> Quarter {
+    let quarter = Quarter::of(now);
+    let into = Duration::try_from(now.duration_since(quarter.start())).unwrap_or_default();
+    let is_next = Quarter::of(before).next() == quarter;
+    if is_next && into < STILL_THE_QUARTER { Quarter::of(before) } else { quarter }
+}
+
+/// The cgroups that the target has now: those of its selectors that there is something for. None is no
+/// error: a unit is stopped, or a container not made yet.
+fn present(host: &Host, spec: &TargetSpec) -> Result<Vec<Cgroup>> {
+    let mut found = Vec::new();
+    for value in &spec.selectors {
+        let one = TargetSpec { name: spec.name.clone(), selectors: vec![value.clone()] };
+        match target::resolve(host, &one) {
+            Ok(resolved) => found.extend(resolved.cgroups),
+            Err(error) if error.is_absence() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(target::cgroup2::without_nested(found))
+}
+
+/// When a cgroup was made, at the earliest. The kernel gives its directory the time at which somebody first
+/// looked at it, which whoever starts a process in it has to do; `known` is when it was certainly not there.
+fn made_at(cgroup: &Cgroup, known: Timestamp) -> Timestamp {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(metadata) = std::fs::symlink_metadata(&cgroup.dir) else { return known };
+    let changed = Timestamp::new(metadata.ctime(), metadata.ctime_nsec() as i32);
+    changed.map_or(known, |changed| changed.max(known))
+}

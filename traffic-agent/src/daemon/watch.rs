@@ -1,0 +1,104 @@
+//! Tells when cgroups come and go, at once: systemd makes a new one at every start of a unit.
+//!
+//! inotify watches every directory of the cgroup tree, because a target may appear anywhere in it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use tokio::io::unix::AsyncFd;
+
+/// A cgroup tree of more directories than this is watched no further: what appears there is found by the
+/// regular look only.
+const MOST: usize = 8192;
+
+/// What happened in the tree.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Names of the directories that came or went.
+    pub names: Vec<OsString>,
+    /// Events were lost, so anything may have changed.
+    pub overflowed: bool,
+}
+
+/// A watch on the cgroup tree.
+pub struct Watch {
+    inotify: AsyncFd<Inotify>,
+    directories: HashMap<WatchDescriptor, PathBuf>,
+}
+
+impl Watch {
+    /// Begins to watch. Needs a tokio runtime.
+    pub fn begin(mount: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        // SAFETY: the descriptor belongs to the value that is registered, and is open as long.
+        let inotify = unsafe { AsyncFd::register(inotify) }?;
+        let mut watch = Self { inotify, directories: HashMap::new() };
+        watch.add(mount, &mut Vec::new());
+        Ok(watch)
+    }
+
+    /// Watches a directory and what is below it. A directory that was made before its parent was watched
+    /// gives no event: those found below are named in `found`.
+    fn add(&mut self, directory: &Path, found: &mut Vec<OsString>) {
+        let flags = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_ONLYDIR;
+        if self.directories.len() >= MOST {
+            return;
+        }
+        // It may be gone already, or there may be no more watches to have: then the regular look finds it.
+        let Ok(descriptor) = self.inotify.get_ref().add_watch(directory, flags) else { return };
+        self.directories.insert(descriptor, directory.to_owned());
+        let Ok(entries) = std::fs::read_dir(directory) else { return };
+        for entry in entries.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.file_name());
+                self.add(&entry.path(), found);
+            }
+        }
+    }
+
+    /// Waits until cgroups come or go.
+    pub async fn next(&mut self) -> io::Result<Changes> {
+        loop {
+            let mut ready = self.inotify.readable().await?;
+            let events = match ready.get_inner().read_events() {
+                Ok(events) => events,
+                Err(nix::Error::EAGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            drop(ready);
+            let mut changes = Changes::default();
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    changes.overflowed = true;
+                }
+                if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+                    self.directories.remove(&event.wd);
+                }
+                let (Some(name), true) = (event.name, event.mask.contains(AddWatchFlags::IN_ISDIR))
+                else {
+                    continue;
+                };
+                let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+                if event.mask.intersects(made)
+                    && let Some(parent) = self.directories.get(&event.wd)
+                {
+                    let path = parent.join(&name);
+                    self.add(&path, &mut changes.names);
+                }
+                changes.names.push(name);
+            }
+            if changes.overflowed || !changes.names.is_empty() {
+                return Ok(changes);
+            }
+        }
+    }
+}
