@@ -16,9 +16,11 @@
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
+//! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod background;
 pub mod contention;
 pub mod exchange;
 pub mod factory;

@@ -4,6 +4,8 @@
 //! because a proxy sends on what it receives. Each estimator here is such a recipe; each is held
 //! against the exact figure and against what was claimed for it.
 
+pub mod calibration;
+
 use crate::report::{CaptureRate, Claim, Direction, EstimateReport, Ratio};
 
 /// The client leg as a port's rules, or the hook in their place, count it: L3 bytes, super-packets

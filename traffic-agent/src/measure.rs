@@ -120,11 +120,7 @@ impl<'h> Measurement<'h> {
     /// [`Measurement::attach`].
     ///
     /// With it come counters of an earlier version of this program, which are to be read to their end.
-    pub fn open(
-        host: &'h Host,
-        plan: Plan,
-        root: &PinRoot,
-    ) -> Result<(Self, Option<Retired>)> {
+    pub fn open(host: &'h Host, plan: Plan, root: &PinRoot) -> Result<(Self, Option<Retired>)> {
         let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
         let listening = survey.listening(&plan.ports);
         let options = options(&plan, &listening);

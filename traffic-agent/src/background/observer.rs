@@ -54,6 +54,8 @@ pub struct Observer {
     /// `None` while a look has it.
     memory: Option<Memory>,
     running: Option<Running>,
+    /// Whatever the rules cost.
+    tireless: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +75,11 @@ struct Running {
 }
 
 impl Observer {
+    /// Looks at the rules each time, whatever that costs.
+    pub fn tireless() -> Self {
+        Self { tireless: true, ..Self::default() }
+    }
+
     /// Begins a look at a namespace; `ports` are those of all targets in it.
     ///
     /// Returns whether it did: while a thread of an earlier look hangs no other one is started.
@@ -86,6 +93,9 @@ impl Observer {
         }
         let (send, answer) = oneshot::channel();
         let mut memory = self.memory.take().unwrap_or_default();
+        if self.tireless {
+            memory.due = None;
+        }
         let namespace = network.inode();
         let started = thread::Builder::new().name("look".to_owned()).spawn(move || {
             let look = look(&mut memory, &network, &ports);

@@ -52,7 +52,10 @@ pub fn run(command: Command) -> Result<i32> {
             Ok(DONE)
         }
         Command::Run(args) => match config::load(&args.settings) {
-            Ok(loaded) => anyhow::bail!("cannot count {} targets: the daemon is not part of this build", loaded.config.targets.len()),
+            Ok(loaded) => anyhow::bail!(
+                "cannot count {} targets: the daemon is not part of this build",
+                loaded.config.targets.len()
+            ),
             Err(invalid) => Err(invalid.into()),
         },
         Command::Config { command } => config::run(&command),
