@@ -18,6 +18,7 @@ mod sockets;
 mod subject;
 mod throughput;
 mod user_space;
+mod year;
 
 use std::fs;
 use std::path::PathBuf;
@@ -45,7 +46,7 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e")]
     only: Vec<Part>,
     /// How to print the numbers
     #[arg(long, default_value = "table")]
@@ -62,6 +63,8 @@ enum Part {
     C,
     /// User space
     D,
+    /// A year of history, reported
+    E,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +97,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::B => throughput::run(&mut bench)?,
             Part::C => growth::run(&mut bench)?,
             Part::D => user_space::run(&mut bench)?,
+            Part::E => year::run(&mut bench)?,
         });
     }
     // The bar goes before the numbers come.

@@ -52,15 +52,14 @@ impl<'s> Watched<'s> {
     /// Posts what came since the last time.
     fn post(&mut self) -> Result<()> {
         let cells = self.counting.so_far()?;
-        let postings: Vec<(Series, Counters)> = cells
-            .iter()
+        let gained: Vec<CellReport> = cells
+            .into_iter()
             .map(|cell| {
-                let series = Series::from(cell);
-                let before = self.posted.insert(series.clone(), cell.counters).unwrap_or_default();
-                (series, minus(cell, &before))
+                let before = self.posted.insert(Series::from(&cell), cell.counters);
+                CellReport { counters: minus(&cell.counters, &before.unwrap_or_default()), ..cell }
             })
             .collect();
-        self.background.post(&postings);
+        self.background.post(&gained);
         Ok(())
     }
 
@@ -123,8 +122,7 @@ pub fn workload(bytes: u64) -> Workload {
     }
 }
 
-fn minus(cell: &CellReport, before: &Counters) -> Counters {
-    let now = &cell.counters;
+fn minus(now: &Counters, before: &Counters) -> Counters {
     Counters {
         packets: now.packets - before.packets,
         bytes: now.bytes - before.bytes,

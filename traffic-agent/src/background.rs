@@ -4,7 +4,7 @@
 //! A [`Background`] per target holds the last readings and takes differences. It reads nothing itself: an
 //! [`Observer`] per network namespace does, on a thread of its own. The daemon, once a minute:
 //!
-//! 1. samples the cells, gives the postings of each target to [`Background::post`], and calls
+//! 1. samples the cells, gives what each target's cells gained to [`Background::post`], and calls
 //!    [`Background::begin`];
 //! 2. lets the observer look ([`Observer::start`], [`Observer::finished`]), sampling on meanwhile;
 //! 3. samples and posts again, and calls [`Background::finish`] for each target.
@@ -38,10 +38,10 @@ use jiff::Timestamp;
 pub use observer::{InterfaceReading, Look, Observer};
 use totals::Totals;
 
-use crate::history::{Event, EventKind, Method, MethodReading, Series};
+use crate::history::{Event, EventKind, Method, MethodReading};
 use crate::method::firewall::{self, Measured};
 use crate::method::{ListeningPort, interface};
-use crate::report::{Counters, Direction, Finding, Severity};
+use crate::report::{CellReport, Direction, Finding, Severity};
 
 /// What one look gave for one target.
 #[derive(Debug, Default)]
@@ -86,11 +86,9 @@ struct Mark<T> {
 }
 
 impl Background {
-    /// Adds what a target's cells gained: the same postings that go into its history.
-    pub fn post(&mut self, postings: &[(Series, Counters)]) {
-        for (series, counters) in postings {
-            self.totals.add(series, counters);
-        }
+    /// Adds what a target's cells gained: the same that is posted to its history.
+    pub fn post(&mut self, gained: &[CellReport]) {
+        gained.iter().for_each(|cell| self.totals.add(cell));
     }
 
     /// A look begins: what it finds was counted after everything that is posted now.

@@ -1,5 +1,6 @@
 //! The command line. Only here: clap.
 
+pub mod report;
 pub mod run;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
@@ -87,6 +88,11 @@ pub enum Command {
         #[command(subcommand)]
         command: run::ConfigCommand,
     },
+    /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
+    ///
+    /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
+    #[command(after_help = report::EXAMPLES)]
+    Report(report::Report),
     /// Print a shell's completions
     Completions {
         /// The shell

@@ -122,12 +122,7 @@ fn name_port_slot(slot: usize, names: &Names) -> (Leg, Protocol, Option<u16>) {
 pub fn totals(cells: &[CellReport]) -> Scopes {
     let mut scopes = Scopes::default();
     for cell in cells {
-        let scope = match cell.scope {
-            Scope::Billed => &mut scopes.billed,
-            Scope::Unbilled => &mut scopes.unbilled,
-            Scope::Loopback => &mut scopes.loopback,
-        };
-        *scope.of_mut(cell.direction) += cell.counters;
+        *scopes.of_mut(cell.scope).of_mut(cell.direction) += cell.counters;
     }
     scopes
 }

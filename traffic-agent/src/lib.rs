@@ -1,6 +1,7 @@
 //! traffic-agent: the library behind the command.
 
 pub mod background;
+pub mod calendar;
 pub mod check;
 pub mod child;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod measure;
 pub mod method;
 pub mod netns;
 pub mod network;
+pub mod past;
 pub mod proof;
 pub mod render;
 pub mod report;

@@ -74,7 +74,10 @@ pub struct Interval {
 }
 
 /// RFC 3339 has no zone name in brackets, which is what `ZonedDateTime` would print.
-fn rfc3339<S: serde::Serializer>(time: &ZonedDateTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn rfc3339<S: serde::Serializer>(
+    time: &ZonedDateTime,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&time.timestamp().display_with_offset(time.offset()))
 }
 
@@ -262,6 +265,39 @@ pub struct Scopes {
     pub unbilled: Directions,
     /// Loopback; a packet between two sockets of the target is in it twice, out and in.
     pub loopback: Directions,
+}
+
+impl Scopes {
+    /// Both directions of one scope.
+    pub fn of(&self, scope: Scope) -> Directions {
+        match scope {
+            Scope::Billed => self.billed,
+            Scope::Unbilled => self.unbilled,
+            Scope::Loopback => self.loopback,
+        }
+    }
+
+    /// Both directions of one scope, to be added to.
+    pub fn of_mut(&mut self, scope: Scope) -> &mut Directions {
+        match scope {
+            Scope::Billed => &mut self.billed,
+            Scope::Unbilled => &mut self.unbilled,
+            Scope::Loopback => &mut self.loopback,
+        }
+    }
+}
+
+impl std::iter::Sum for Scopes {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, scopes| {
+            for scope in [Scope::Billed, Scope::Unbilled, Scope::Loopback] {
+                let (sum, more) = (sum.of_mut(scope), scopes.of(scope));
+                sum.ingress += more.ingress;
+                sum.egress += more.egress;
+            }
+            sum
+        })
+    }
 }
 
 /// Seen from the cgroup.

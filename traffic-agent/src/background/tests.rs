@@ -7,14 +7,14 @@ use super::*;
 use crate::estimate::PortBytes;
 use crate::method::interface::InterfaceCounters;
 use crate::method::tests::{of, tcp};
-use crate::report::{Family, Leg, Origin, Protocol, Scope};
+use crate::report::{Counters, Family, Leg, Origin, Protocol, Scope};
 
 const IN: &str = "INPUT -p tcp -m tcp --dport 443";
 const OUT: &str = "OUTPUT -p tcp -m tcp --sport 443";
 const PORTS: [ListeningPort; 1] = [ListeningPort { protocol: Protocol::Tcp, port: 443 }];
 
-fn series(leg: Leg, direction: Direction, port: Option<u16>) -> Series {
-    Series {
+fn cell(leg: Leg, direction: Direction, port: Option<u16>, counters: Counters) -> CellReport {
+    CellReport {
         interface: "eth0".to_owned(),
         scope: Scope::Billed,
         origin: Origin::Socket,
@@ -23,16 +23,17 @@ fn series(leg: Leg, direction: Direction, port: Option<u16>) -> Series {
         protocol: Protocol::Tcp,
         port,
         family: Family::Ipv4,
+        counters,
     }
 }
 
 /// Traffic of a port: as many bytes at the hook, and four more for each hundred on the wire.
-fn traffic(port: u16, ingress: u64, egress: u64) -> Vec<(Series, Counters)> {
+fn traffic(port: u16, ingress: u64, egress: u64) -> Vec<CellReport> {
     [(Direction::Ingress, ingress), (Direction::Egress, egress)]
         .map(|(direction, bytes)| {
             let wire_bytes = bytes + bytes / 25;
             let counters = Counters { bytes, wire_bytes, ..Counters::default() };
-            (series(Leg::Client, direction, Some(port)), counters)
+            cell(Leg::Client, direction, Some(port), counters)
         })
         .to_vec()
 }
@@ -58,7 +59,7 @@ struct Target {
 }
 
 impl Target {
-    fn look(&mut self, posted: &[(Series, Counters)], look: &Look) -> Minute {
+    fn look(&mut self, posted: &[CellReport], look: &Look) -> Minute {
         self.background.post(posted);
         self.background.begin();
         let at = at(60 * self.looks);
@@ -105,10 +106,10 @@ fn upstream_and_unbilled_traffic_are_told_apart() {
     let mut target = Target::default();
     target.look(&[], &rules(0, 0));
     let counters = Counters { bytes: 300, wire_bytes: 312, ..Counters::default() };
-    let upstream = series(Leg::Upstream, Direction::Ingress, None);
-    let mut free = series(Leg::Client, Direction::Ingress, Some(443));
+    let upstream = cell(Leg::Upstream, Direction::Ingress, None, counters);
+    let mut free = cell(Leg::Client, Direction::Ingress, Some(443), counters);
     free.scope = Scope::Loopback;
-    let minute = target.look(&[(upstream, counters), (free, counters)], &rules(300, 0));
+    let minute = target.look(&[upstream, free], &rules(300, 0));
     let hook = reading(&minute, Method::HookPort).unwrap();
     // Loopback is in what port counters see, the upstream leg in what is billed.
     assert_eq!((hook.ingress, hook.exact.ingress), (Some(300), 312));
@@ -205,7 +206,7 @@ fn a_port_without_rule_that_had_traffic_leaves_no_reading_of_that_direction() {
             &ports,
         ))
     };
-    let mut look = |posted: &[(Series, Counters)], look: &Look| {
+    let mut look = |posted: &[CellReport], look: &Look| {
         target.background.post(posted);
         target.background.begin();
         target.looks += 1;

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::estimate::PortBytes;
-use crate::history::Series;
 use crate::method::{Coverage, ListeningPort, PortCell};
-use crate::report::{Counters, Direction, Leg, Scope};
+use crate::report::{CellReport, Direction, Leg, Scope};
 
 /// Sums since the daemon's start. They only grow, whatever becomes of the counters behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,23 +26,23 @@ struct Part {
 }
 
 impl Totals {
-    pub(super) fn add(&mut self, series: &Series, counters: &Counters) {
+    pub(super) fn add(&mut self, cell: &CellReport) {
         let add = |sum: &mut u64, bytes: u64| *sum = sum.saturating_add(bytes);
-        if series.scope == Scope::Billed {
-            add(self.exact.of_mut(series.direction), counters.wire_bytes);
+        if cell.scope == Scope::Billed {
+            add(self.exact.of_mut(cell.direction), cell.counters.wire_bytes);
         }
-        if series.leg != Leg::Client {
+        if cell.leg != Leg::Client {
             return;
         }
-        add(self.client.of_mut(series.direction), counters.bytes);
+        add(self.client.of_mut(cell.direction), cell.counters.bytes);
         // Ports beyond the table have no number.
-        let Some(port) = series.port else { return };
-        let listening = ListeningPort { protocol: series.protocol, port };
-        let cell = PortCell { family: series.family, direction: series.direction, listening };
-        let part = self.parts.entry(cell).or_default();
-        add(&mut part.all, counters.bytes);
-        if series.scope != Scope::Loopback {
-            add(&mut part.outside, counters.bytes);
+        let Some(port) = cell.port else { return };
+        let listening = ListeningPort { protocol: cell.protocol, port };
+        let part = PortCell { family: cell.family, direction: cell.direction, listening };
+        let part = self.parts.entry(part).or_default();
+        add(&mut part.all, cell.counters.bytes);
+        if cell.scope != Scope::Loopback {
+            add(&mut part.outside, cell.counters.bytes);
         }
     }
 

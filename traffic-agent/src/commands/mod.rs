@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod exec;
 mod output;
+mod report;
 mod selftest;
 mod stage;
 mod subject;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 pub use output::{complain, is_closed_pipe};
 
+use crate::calendar;
 use crate::cli::{Cli, Command};
 use crate::method::classic;
 use crate::target;
@@ -35,6 +37,8 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
         cause.is::<target::ports::ParseError>()
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
+            || cause.is::<calendar::ParseError>()
+            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }
@@ -47,6 +51,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)

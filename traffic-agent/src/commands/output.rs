@@ -12,6 +12,7 @@ use crate::cli::{Format, Printing, UnitsArg};
 use crate::comparison::Comparison;
 use crate::ledger;
 use crate::measure::Measurement;
+use crate::past::PastReport;
 use crate::proof::SelftestReport;
 use crate::render::interval::{Columns, IntervalReport};
 use crate::render::{self, Stream};
@@ -96,6 +97,18 @@ impl Sink {
             Format::Table => render::selftest::write(report, &self.options, out),
             Format::Json => render::json::write(report, out),
             Format::Csv => render::selftest::write_csv(report, out),
+        }
+        .and_then(|()| self.out.flush())
+        .context("cannot write the report")
+    }
+
+    /// Prints what the history says.
+    pub fn past(&mut self, report: &PastReport) -> Result<()> {
+        let out = &mut self.out;
+        match self.format {
+            Format::Table => render::past::write(report, &self.options, out),
+            Format::Json => render::json::write(report, out),
+            Format::Csv => render::past_csv::write(report, out),
         }
         .and_then(|()| self.out.flush())
         .context("cannot write the report")

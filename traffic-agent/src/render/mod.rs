@@ -9,6 +9,7 @@ use comfy_table::Table;
 
 use crate::units::Units;
 
+mod bar;
 pub mod config;
 pub mod csv;
 pub mod demo;
@@ -19,6 +20,8 @@ mod fixture;
 pub mod interval;
 pub mod json;
 mod methods;
+pub mod past;
+pub mod past_csv;
 pub mod progress;
 pub mod selftest;
 pub mod table;
@@ -37,6 +40,8 @@ pub struct Options {
     pub colour: bool,
     /// Columns of the terminal. Text is wrapped to it; figures are never broken.
     pub width: u16,
+    /// Whether what is not ASCII is shown as what it is: bars are drawn otherwise where it is not.
+    pub unicode: bool,
     /// Whether to show all counters, the interfaces and protocols, and the rules of a method.
     pub verbose: bool,
 }
@@ -71,11 +76,29 @@ impl Options {
         let dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         // A pseudo-terminal that nobody has sized says 0.
         let width = table.width().filter(|width| *width != 0).unwrap_or(DEFAULT_WIDTH);
-        Self { units, colour: terminal && !no_color && !dumb, width, verbose }
+        Self {
+            units,
+            colour: terminal && !no_color && !dumb,
+            width,
+            unicode: is_utf8_locale(|name| env::var(name).ok()),
+            verbose,
+        }
     }
 
     /// Returns plain text of the default width.
     pub fn plain(units: Units, verbose: bool) -> Self {
-        Self { units, colour: false, width: DEFAULT_WIDTH, verbose }
+        Self { units, colour: false, width: DEFAULT_WIDTH, unicode: true, verbose }
     }
+}
+
+/// Whether the locale's characters are those of UTF-8: the first of these that is set says so, as in
+/// setlocale(3).
+fn is_utf8_locale(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .iter()
+        .filter_map(|name| variable(name))
+        .find(|value| !value.is_empty())
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
 }

@@ -269,9 +269,9 @@ fn write_parts(target: &TargetReport, options: &Options, out: &mut dyn Write) ->
 }
 
 /// A counter: its name and how it is taken and shown.
-type Figure = (&'static str, fn(&Counters) -> u64, fn(u64, Units) -> String);
+pub(super) type Figure = (&'static str, fn(&Counters) -> u64, fn(u64, Units) -> String);
 
-const FIGURES: [Figure; 6] = [
+pub(super) const FIGURES: [Figure; 6] = [
     ("wire bytes", |counters| counters.wire_bytes, format_bytes),
     ("wire packets", |counters| counters.wire_packets, |count, _| format_count(count)),
     ("bytes", |counters| counters.bytes, format_bytes),
