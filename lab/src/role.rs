@@ -19,11 +19,13 @@
 
 use std::env;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 use anyhow::{Context, Result, bail};
 
 use crate::relay;
+use crate::systemd;
 use crate::udp;
 
 /// Holds the role of a child, in words.
@@ -41,15 +43,30 @@ pub enum Role {
     UdpReceive(udp::Receive),
     /// Sends UDP, then prints what [`udp::Report`] parses.
     UdpSend(udp::Send),
+    /// Makes the namespaces of a systemd, starts it and waits for its end.
+    Systemd {
+        /// What [`systemd::Systemd`] has prepared.
+        directory: PathBuf,
+    },
+    /// Becomes that systemd.
+    SystemdInit {
+        /// The same.
+        directory: PathBuf,
+    },
 }
 
 impl Role {
     /// A command that runs this role, unless the binary has more to be told.
     pub fn command(&self) -> Result<Command> {
         let binary = env::current_exe().context("cannot find the running binary")?;
+        Ok(self.command_of(&binary))
+    }
+
+    /// The same in another binary that begins with [`run_from_environment`].
+    pub fn command_of(&self, binary: &Path) -> Command {
         let mut command = Command::new(binary);
         command.env(VARIABLE, self.to_words());
-        Ok(command)
+        command
     }
 
     fn to_words(&self) -> String {
@@ -57,6 +74,8 @@ impl Role {
             Self::Relay { listen } => format!("relay {listen}"),
             Self::UdpReceive(receive) => format!("udp-receive {}", receive.to_words()),
             Self::UdpSend(send) => format!("udp-send {}", send.to_words()),
+            Self::Systemd { directory } => format!("systemd {}", directory.display()),
+            Self::SystemdInit { directory } => format!("systemd-init {}", directory.display()),
         }
     }
 
@@ -66,6 +85,8 @@ impl Role {
             ["relay", listen] => Ok(Self::Relay { listen: listen.parse()? }),
             ["udp-receive", rest @ ..] => Ok(Self::UdpReceive(udp::Receive::from_words(rest)?)),
             ["udp-send", rest @ ..] => Ok(Self::UdpSend(udp::Send::from_words(rest)?)),
+            ["systemd", directory] => Ok(Self::Systemd { directory: directory.into() }),
+            ["systemd-init", directory] => Ok(Self::SystemdInit { directory: directory.into() }),
             _ => bail!("unknown role"),
         }
     }
@@ -74,6 +95,8 @@ impl Role {
         match self {
             Self::Relay { listen } => Ok(relay::main_loop(*listen, || ())?),
             Self::UdpReceive(receive) => receive.run(|_| ()),
+            Self::Systemd { directory } => systemd::boot::outer(directory),
+            Self::SystemdInit { directory } => systemd::boot::init(directory),
             Self::UdpSend(send) => {
                 // A line of its own: a test harness may have begun one.
                 println!("\n{}", send.run(|| true)?);
@@ -115,6 +138,8 @@ mod tests {
                 segmented: true,
                 await_echo: false,
             }),
+            Role::Systemd { directory: "/tmp/a".into() },
+            Role::SystemdInit { directory: "/tmp/a".into() },
         ];
         for role in roles {
             assert_eq!(Role::from_words(&role.to_words()).unwrap(), role);

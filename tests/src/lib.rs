@@ -17,6 +17,7 @@
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
 //! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
+//! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -34,6 +35,7 @@ pub mod routes;
 pub mod rules;
 pub mod seed;
 pub mod site;
+pub mod systemd;
 pub mod truth;
 pub mod unseen;
 pub mod years;
@@ -64,12 +66,7 @@ pub fn role(role: &Role) -> Result<Command> {
 
 /// A command that runs a role of the lab in a copy of the helper.
 pub fn role_of(program: &Path, role: &Role) -> Result<Command> {
-    let described = role.command()?;
-    let mut command = Command::new(program);
-    for (name, value) in described.get_envs() {
-        command.env(name, value.context("a role removes a variable")?);
-    }
-    Ok(command)
+    Ok(role.command_of(program))
 }
 
 /// A clear failure where a test lacks its rights.

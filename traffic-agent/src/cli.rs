@@ -81,7 +81,7 @@ pub enum Command {
         Flags win over the environment, the environment over the file, the file over defaults. Of targets \
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it

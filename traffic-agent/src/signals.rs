@@ -36,6 +36,11 @@ impl Arrived {
         !matches!(self.signal, Signal::SIGUSR1 | Signal::SIGUSR2)
     }
 
+    /// Whether it asks a daemon to read its configuration again.
+    pub fn reloads(self) -> bool {
+        self.signal == Signal::SIGHUP && !self.from_terminal
+    }
+
     /// Sends it on to a child, unless the terminal has done so: of a hang-up it tells only the leader of
     /// the session. A child that has ended needs none.
     pub fn pass_on(self, child: u32) {

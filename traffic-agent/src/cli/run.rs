@@ -110,9 +110,9 @@ pub struct RetentionArgs {
     /// Estimates by the minute [default: 14]
     #[arg(long, value_name = "DAYS", env = "TRAFFIC_AGENT_RETENTION_ESTIMATES_MINUTES_DAYS")]
     pub retention_estimates_minutes_days: Option<String>,
-    /// Estimates by the hour [default: 800]
-    #[arg(long, value_name = "DAYS", env = "TRAFFIC_AGENT_RETENTION_ESTIMATES_HOURS_DAYS")]
-    pub retention_estimates_hours_days: Option<String>,
+    /// Estimates by the quarter of an hour [default: 800]
+    #[arg(long, value_name = "DAYS", env = "TRAFFIC_AGENT_RETENTION_ESTIMATES_QUARTERS_DAYS")]
+    pub retention_estimates_quarters_days: Option<String>,
 }
 
 impl Settings {
@@ -162,7 +162,7 @@ impl Settings {
             one(name::DAYS_DAYS, &retention.retention_days_days),
             one(name::EVENTS_DAYS, &retention.retention_events_days),
             one(name::ESTIMATES_MINUTES_DAYS, &retention.retention_estimates_minutes_days),
-            one(name::ESTIMATES_HOURS_DAYS, &retention.retention_estimates_hours_days),
+            one(name::ESTIMATES_QUARTERS_DAYS, &retention.retention_estimates_quarters_days),
             one(name::LOG_LEVEL, &self.log_level),
             one(name::STATE_DIR, &self.state_dir),
             one(name::BPFFS, &self.bpffs),
@@ -194,7 +194,7 @@ pub enum ConfigCommand {
     /// Say what would be in force and where each value comes from, or all that is wrong
     ///
     /// Takes what `run` takes: what it says is what `run` would do. Exit status: 0 valid, 1 not.
-    Check(ConfigCheck),
+    Check(Box<ConfigCheck>),
     /// Print the commented default file, which is the manual
     Default,
 }

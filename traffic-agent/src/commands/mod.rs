@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod output;
 mod report;
+mod run;
 mod selftest;
 mod stage;
 mod subject;
@@ -56,13 +57,7 @@ pub fn run(command: Command) -> Result<i32> {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
-        Command::Run(args) => match config::load(&args.settings) {
-            Ok(loaded) => anyhow::bail!(
-                "cannot count {} targets: the daemon is not part of this build",
-                loaded.config.targets.len()
-            ),
-            Err(invalid) => Err(invalid.into()),
-        },
+        Command::Run(args) => on_runtime(run::run(&args.settings)),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();

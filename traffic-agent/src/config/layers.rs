@@ -22,6 +22,10 @@ pub fn parse(file: Option<(&Path, &str)>, given: &[Given]) -> Result<Loaded, Inv
         Layers { root, given, reader: Reader { text, problems: Vec::new() }, origins: Vec::new() };
     let config = layers.config();
     unknown_keys(&mut layers.reader, root, "");
+    // A mistake is the likelier reason.
+    if config.targets.is_empty() && !config.host && layers.reader.problems.is_empty() {
+        layers.reader.complain(Place::Nowhere, "", nothing_to_count(path));
+    }
     let Layers { reader: Reader { mut problems, .. }, mut origins, .. } = layers;
 
     // What the parser has put in place of what it did not understand is no second mistake.
@@ -128,9 +132,6 @@ impl<'a> Layers<'a> {
         };
         config.targets = self.targets(&config.unbilled);
         self.check_intervals(&mut config);
-        if config.targets.is_empty() && !config.host && self.reader.problems.is_empty() {
-            self.reader.complain(Place::Nowhere, "", self.nothing_to_count());
-        }
         config
     }
 
@@ -144,10 +145,10 @@ impl<'a> Layers<'a> {
                 read::days,
                 default.estimates_minutes_days,
             ),
-            estimates_hours_days: self.one(
-                name::ESTIMATES_HOURS_DAYS,
+            estimates_quarters_days: self.one(
+                name::ESTIMATES_QUARTERS_DAYS,
                 read::days,
-                default.estimates_hours_days,
+                default.estimates_quarters_days,
             ),
         };
         let shown = |days: Option<u32>| days.map_or("forever".to_owned(), |days| days.to_string());
@@ -214,15 +215,15 @@ impl<'a> Layers<'a> {
             self.reader.complain(place, name::FLUSH_INTERVAL.key, message);
         }
     }
+}
 
-    fn nothing_to_count(&self) -> String {
-        format!(
-            "no target is named, so there is nothing to count: name one on the command line, such as \
-             `traffic-agent run xray.service`, or in {}:\n    [[target]]\n    targets = \
-             [\"unit:xray.service\"]",
-            self.reader.text.file().display()
-        )
-    }
+fn nothing_to_count(file: &Path) -> String {
+    format!(
+        "no target is named, so there is nothing to count: name one on the command line, such as \
+         `traffic-agent run xray.service`, or in {}:\n    [[target]]\n    targets = \
+         [\"unit:xray.service\"]",
+        file.display()
+    )
 }
 
 /// Refuses keys that do not exist, with the one that was meant.

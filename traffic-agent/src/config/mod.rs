@@ -14,6 +14,9 @@ pub mod settings;
 pub mod source;
 mod targets;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,14 +77,6 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// The file whose lock is held by the one agent that writes to the state directory. It is in there,
-    /// because it is the directory that must not have two.
-    pub fn lock_file(&self) -> PathBuf {
-        self.state_dir.join("lock")
-    }
-}
-
 /// How often counters are read: the pause grows from `least` to `most` while nothing new is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampling {
@@ -112,8 +107,8 @@ pub struct Retention {
     pub events_days: Option<u32>,
     /// Estimates by the minute.
     pub estimates_minutes_days: Option<u32>,
-    /// Estimates by the hour, with their errors.
-    pub estimates_hours_days: Option<u32>,
+    /// Estimates by the quarter of an hour, with their errors.
+    pub estimates_quarters_days: Option<u32>,
 }
 
 impl Default for Retention {
@@ -123,7 +118,7 @@ impl Default for Retention {
             days_days: None,
             events_days: Some(800),
             estimates_minutes_days: Some(14),
-            estimates_hours_days: Some(800),
+            estimates_quarters_days: Some(800),
         }
     }
 }

@@ -81,7 +81,10 @@ fn differing(old: &Config, new: &Config) -> Vec<Setting> {
             name::ESTIMATES_MINUTES_DAYS,
             kept.estimates_minutes_days != retention.estimates_minutes_days,
         ),
-        (name::ESTIMATES_HOURS_DAYS, kept.estimates_hours_days != retention.estimates_hours_days),
+        (
+            name::ESTIMATES_QUARTERS_DAYS,
+            kept.estimates_quarters_days != retention.estimates_quarters_days,
+        ),
         (name::TARGETS, old.targets != *targets),
     ]
     .into_iter()

@@ -158,7 +158,7 @@ fn value_of(config: &Config, setting: Setting) -> Option<String> {
         name::DAYS_DAYS => days(retention.days_days),
         name::EVENTS_DAYS => days(retention.events_days),
         name::ESTIMATES_MINUTES_DAYS => days(retention.estimates_minutes_days),
-        name::ESTIMATES_HOURS_DAYS => days(retention.estimates_hours_days),
+        name::ESTIMATES_QUARTERS_DAYS => days(retention.estimates_quarters_days),
         _ => return None,
     })
 }

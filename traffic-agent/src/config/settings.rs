@@ -56,10 +56,10 @@ pub mod name {
         "retention-estimates-minutes-days",
         "TRAFFIC_AGENT_RETENTION_ESTIMATES_MINUTES_DAYS",
     );
-    pub const ESTIMATES_HOURS_DAYS: Setting = setting(
-        "retention.estimates_hours_days",
-        "retention-estimates-hours-days",
-        "TRAFFIC_AGENT_RETENTION_ESTIMATES_HOURS_DAYS",
+    pub const ESTIMATES_QUARTERS_DAYS: Setting = setting(
+        "retention.estimates_quarters_days",
+        "retention-estimates-quarters-days",
+        "TRAFFIC_AGENT_RETENTION_ESTIMATES_QUARTERS_DAYS",
     );
     /// In the file a table each; all others are replaced where flag or environment names one.
     pub const TARGETS: Setting = setting("target", "target", "TRAFFIC_AGENT_TARGETS");
@@ -80,7 +80,7 @@ pub const ALL: [Setting; 17] = [
     name::DAYS_DAYS,
     name::EVENTS_DAYS,
     name::ESTIMATES_MINUTES_DAYS,
-    name::ESTIMATES_HOURS_DAYS,
+    name::ESTIMATES_QUARTERS_DAYS,
     name::LOG_LEVEL,
     name::STATE_DIR,
     name::BPFFS,

@@ -78,11 +78,6 @@ impl<'a> Text<'a> {
         Self { file, text }
     }
 
-    /// Which file.
-    pub fn file(&self) -> &'a Path {
-        self.file
-    }
-
     /// All of it.
     pub fn text(&self) -> &'a str {
         self.text

@@ -206,10 +206,8 @@ impl<'h> Account<'h> {
         let before = self.read;
         // Before the reading, so that what it reads can lie but before its end.
         let quarter = quarter_of(before.wall, now.wall);
-        let current = Epoch {
-            boot_id: self.boot_id.clone(),
-            map_id: self.measurement.counter().map_id(),
-        };
+        let current =
+            Epoch { boot_id: self.boot_id.clone(), map_id: self.measurement.counter().map_id() };
         let sample = self.measurement.sample()?;
         let mut posted = Vec::new();
         if let Some(retired) = &self.retired {
@@ -217,8 +215,9 @@ impl<'h> Account<'h> {
             let epoch = Epoch { boot_id: self.boot_id.clone(), map_id: retired.map_id() };
             let cells = retired.sample()?.cells;
             let measurement = &mut self.measurement;
-            posted
-                .extend(book.post(quarter, now.wall, &epoch, &cells, |new| named(measurement, new))?);
+            posted.extend(
+                book.post(quarter, now.wall, &epoch, &cells, |new| named(measurement, new))?,
+            );
             self.retired_to_the_end = is_final;
         }
         let measurement = &mut self.measurement;
@@ -252,7 +251,9 @@ impl<'h> Account<'h> {
         self.measurement.counter().reap()?;
         let name = self.target.spec.name.clone();
         if self.measurement.counter().pin_again(&self.root, &name)? {
-            self.note(remark("its pins were gone, and were made again: counting went on".to_owned()));
+            self.note(remark(
+                "its pins were gone, and were made again: counting went on".to_owned(),
+            ));
         }
         self.measurement.follow()
     }
@@ -273,6 +274,13 @@ impl<'h> Account<'h> {
     /// Whether the programs must be loaded again, because the target needs a variant of them.
     pub fn is_outdated(&self) -> Result<bool> {
         Ok(!self.measurement.is_up_to_date()?)
+    }
+
+    /// Loads the programs again, for what the target is now. Counters and links stay.
+    pub fn load_again(&mut self) -> Result<()> {
+        let plan = self.measurement.plan().clone();
+        (self.measurement, _) = Measurement::open(self.host, plan, &self.root)?;
+        Ok(())
     }
 
     /// Notes an event, in the book or for it.

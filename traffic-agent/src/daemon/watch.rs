@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
@@ -25,7 +26,9 @@ pub struct Changes {
 
 /// A watch on the cgroup tree.
 pub struct Watch {
-    inotify: AsyncFd<Inotify>,
+    inotify: Inotify,
+    /// The same descriptor, to be waited for.
+    readable: AsyncFd<OwnedFd>,
     directories: HashMap<WatchDescriptor, PathBuf>,
 }
 
@@ -33,9 +36,10 @@ impl Watch {
     /// Begins to watch. Needs a tokio runtime.
     pub fn begin(mount: &Path) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let descriptor = inotify.as_fd().try_clone_to_owned()?;
         // SAFETY: the descriptor belongs to the value that is registered, and is open as long.
-        let inotify = unsafe { AsyncFd::register(inotify) }?;
-        let mut watch = Self { inotify, directories: HashMap::new() };
+        let readable = unsafe { AsyncFd::register(descriptor) }?;
+        let mut watch = Self { inotify, readable, directories: HashMap::new() };
         watch.add(mount, &mut Vec::new());
         Ok(watch)
     }
@@ -51,7 +55,7 @@ impl Watch {
             return;
         }
         // It may be gone already, or there may be no more watches to have: then the regular look finds it.
-        let Ok(descriptor) = self.inotify.get_ref().add_watch(directory, flags) else { return };
+        let Ok(descriptor) = self.inotify.add_watch(directory, flags) else { return };
         self.directories.insert(descriptor, directory.to_owned());
         let Ok(entries) = std::fs::read_dir(directory) else { return };
         for entry in entries.flatten() {
@@ -65,8 +69,8 @@ impl Watch {
     /// Waits until cgroups come or go.
     pub async fn next(&mut self) -> io::Result<Changes> {
         loop {
-            let mut ready = self.inotify.readable().await?;
-            let events = match ready.get_inner().read_events() {
+            let mut ready = self.readable.readable().await?;
+            let events = match self.inotify.read_events() {
                 Ok(events) => events,
                 Err(nix::Error::EAGAIN) => {
                     ready.clear_ready();

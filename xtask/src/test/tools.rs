@@ -32,7 +32,7 @@ pub fn directory(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("bin")
 }
 
-/// Makes sure that the firewall tools, tcpdump and ip are there.
+/// Makes sure that the firewall tools, tcpdump, ip and systemd are there.
 pub fn firewall() -> Result<()> {
     let wanted = [
         ("iptables", "iptables"),
@@ -40,6 +40,8 @@ pub fn firewall() -> Result<()> {
         ("ufw", "ufw"),
         ("tcpdump", "tcpdump"),
         ("ip", "iproute2"),
+        ("systemctl", "systemd"),
+        ("nsenter", "util-linux"),
     ];
     let missing: Vec<&str> = wanted
         .iter()

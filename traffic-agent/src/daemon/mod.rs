@@ -1,0 +1,357 @@
+//! `run`: counts targets for months, beside them, and writes what they used to the history.
+//!
+//! Counting is the kernel's and goes on whether this runs or not ([`crate::kernel`]). This reads the
+//! counters, posts the difference to a [`book`], and flushes the books to the [store](crate::store); it
+//! follows targets whose cgroups come and go. One thread, one writer, and it sleeps as long as it can.
+
+mod account;
+mod book;
+pub mod clock;
+mod targets;
+mod watch;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use log::{error, info, warn};
+use tokio::time::{Instant, sleep_until};
+
+use self::clock::{Now, until_next_quarter};
+use self::targets::Targets;
+use self::watch::Watch;
+use crate::config::{self, Config};
+use crate::kernel::pins::PinRoot;
+use crate::lock::Lock;
+use crate::logging;
+use crate::notify;
+use crate::signals::Signals;
+use crate::store::{self, Store};
+use crate::target::Host;
+
+/// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
+/// the program itself; what ends is taken out of the client leg this much later.
+const FOLLOW: Duration = Duration::from_secs(30);
+/// How often the owners of sockets are audited, and cgroups are looked for that no watch has told of.
+const AUDIT: Duration = Duration::from_secs(300);
+/// How often a target of which nothing is there is looked for where no watch would tell: a process may
+/// appear in a cgroup that has been there all along.
+const LOOK_FOR_ABSENT: Duration = Duration::from_secs(5);
+/// How often time alone is written: it is lost with the power, and the report says so.
+const FLUSH_TIME: Duration = Duration::from_secs(60);
+/// How often a history that cannot be opened is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Where a new configuration comes from at a reload.
+pub type Reload<'a> = &'a dyn Fn() -> Result<Config>;
+
+/// When things are due.
+struct Due {
+    read: Instant,
+    flush: Instant,
+    flush_time: Instant,
+    follow: Instant,
+    look: Instant,
+    audit: Instant,
+    store: Instant,
+}
+
+impl Due {
+    fn now() -> Self {
+        let now = Instant::now();
+        Self {
+            read: now,
+            flush: now,
+            flush_time: now,
+            follow: now + FOLLOW,
+            look: now + LOOK_FOR_ABSENT,
+            audit: now + Duration::from_secs(5),
+            store: now + RETRY,
+        }
+    }
+}
+
+/// The daemon.
+struct Daemon<'h> {
+    config: Config,
+    targets: Targets<'h>,
+    store: Option<Store>,
+    watch: Watch,
+    due: Due,
+    /// The pause between two readings, as it has adapted.
+    pause: Duration,
+    /// When the clocks were looked at last.
+    last: Now,
+    /// Until when no cgroup came or went that was not looked at.
+    silent_since: Timestamp,
+    /// How often the service manager wants to hear of it, if it does.
+    watchdog: Option<Duration>,
+    /// What was complained about last, so that the log is not filled with it.
+    complaint: Option<String>,
+}
+
+/// Runs until it is told to end. Counting goes on when it has ended.
+pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
+    let mut signals = Signals::take()?;
+    logging::start(config.log_level);
+    let _lock = Lock::take(&config.state_dir)?;
+    let host = Host::detect()?;
+    let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
+    let boot_id = boot_id(&host.proc)?;
+    // Before the first look, so that nothing happens in between.
+    let watch = Watch::begin(host.cgroups.mount()).context("cannot watch the cgroup tree")?;
+    let now = Now::read();
+    let targets = Targets::open(&host, root, boot_id, &config.targets, now)?;
+    let pause = config.interval.least;
+    let mut daemon = Daemon {
+        config,
+        targets,
+        store: None,
+        watch,
+        due: Due::now(),
+        pause,
+        last: now,
+        silent_since: now.wall,
+        watchdog: notify::watchdog_interval(),
+        complaint: None,
+    };
+    daemon.open_store(now);
+    daemon.targets.look(now, now.wall, |_| true);
+    daemon.read(Now::read());
+    daemon.flush();
+    notify::ready(&daemon.status());
+    daemon.follow_signals(&mut signals, reload).await
+}
+
+impl Daemon<'_> {
+    async fn follow_signals(&mut self, signals: &mut Signals, reload: Reload<'_>) -> Result<()> {
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                arrived = signals.next() => {
+                    let arrived = arrived.context("cannot wait for signals")?;
+                    if arrived.reloads() {
+                        self.reload(reload);
+                    } else if arrived.ends() {
+                        break;
+                    }
+                }
+                changes = self.watch.next() => {
+                    let changes = changes.context("cannot watch the cgroup tree")?;
+                    let now = Now::read();
+                    let names = changes.names;
+                    self.targets.look(now, self.silent_since, |target| {
+                        changes.overflowed || target.may_be_among(&names)
+                    });
+                    self.silent_since = now.wall;
+                    continue;
+                }
+                () = sleep_until(wake) => {}
+            }
+            self.tick();
+        }
+        notify::stopping();
+        self.read(Now::read());
+        self.flush();
+        if self.targets.has_pages() {
+            warn!("what was counted since the last flush stays in the pinned counters");
+        }
+        Ok(())
+    }
+
+    /// The next instant at which something is due.
+    fn next_wake(&self) -> Instant {
+        let due = &self.due;
+        let quarter = Instant::now() + until_next_quarter(Timestamp::now());
+        let mut wake = due.read.min(due.follow).min(due.audit).min(quarter);
+        if let Some(interval) = self.watchdog {
+            wake = wake.min(Instant::now() + interval);
+        }
+        if self.targets.any_absent() {
+            wake = wake.min(due.look);
+        }
+        wake
+    }
+
+    /// Does what is due.
+    fn tick(&mut self) {
+        let now = Now::read();
+        notify::alive();
+        if let Some(step) = now.step_since(&self.last) {
+            warn!("{}", step.message);
+            self.targets.note(&step);
+        }
+        let quarter = crate::history::Quarter::of;
+        let is_new_quarter = quarter(now.wall) != quarter(self.last.wall);
+        self.last = now;
+        // Whatever came or went until here has woken this loop.
+        self.silent_since = self.silent_since.max(now.wall);
+        let instant = Instant::now();
+        if self.store.is_none() && instant >= self.due.store {
+            self.open_store(now);
+            self.due.store = instant + RETRY;
+        }
+        if instant >= self.due.read || is_new_quarter {
+            self.read(now);
+        }
+        if instant >= self.due.follow {
+            self.targets.follow();
+            self.due.follow = instant + FOLLOW;
+        }
+        if instant >= self.due.audit {
+            self.targets.look(now, now.wall, |_| true);
+            self.targets.audit();
+            self.prune();
+            self.due.audit = instant + AUDIT;
+        } else if instant >= self.due.look {
+            self.targets.look(now, now.wall, |target| target.is_absent());
+            self.due.look = instant + LOOK_FOR_ABSENT;
+        }
+        let news = self.targets.has_news() && instant >= self.due.flush;
+        if news || instant >= self.due.flush_time {
+            self.flush();
+        }
+    }
+
+    /// Reads all counters, and adapts the pause to what they say.
+    fn read(&mut self, now: Now) {
+        let moved = self.targets.read(now);
+        let sampling = self.config.interval;
+        self.pause = match moved {
+            true => sampling.least,
+            false => (self.pause * 2).clamp(sampling.least, sampling.most),
+        };
+        self.due.read = Instant::now() + self.pause;
+    }
+
+    /// Writes the books to the history. What it does not take stays in them.
+    fn flush(&mut self) {
+        let instant = Instant::now();
+        self.due.flush = instant + self.config.flush_interval;
+        self.due.flush_time = instant + FLUSH_TIME.max(self.config.flush_interval);
+        let Some(store) = &mut self.store else { return };
+        match self.targets.flush(store) {
+            Ok(()) => {
+                if self.complaint.take().is_some() {
+                    info!("the history takes what was counted again: nothing is lost");
+                }
+            }
+            Err(error) => self.complain(&error.context(
+                "cannot write the history; counting goes on, and what was counted is kept",
+            )),
+        }
+        notify::status(&self.status());
+    }
+
+    /// Opens the history; what cannot be opened is tried again, and counted meanwhile.
+    fn open_store(&mut self, now: Now) {
+        let opened = Store::open(&self.config.state_dir, &self.config.time_zone)
+            .map_err(anyhow::Error::from)
+            .and_then(|store| self.targets.open_books(&store, now).map(|()| store));
+        match opened {
+            Ok(store) => self.store = Some(store),
+            Err(error) => {
+                self.complain(&error.context("there is no history; counting goes on without"))
+            }
+        }
+    }
+
+    fn prune(&mut self) {
+        let Some(store) = &mut self.store else { return };
+        let config::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_hours_days,
+        } = self.config.retention;
+        let retention = store::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_quarters_days: estimates_hours_days,
+        };
+        if let Err(error) = store.prune(&retention) {
+            self.complain(&anyhow::Error::from(error).context("cannot forget what is too old"));
+        }
+    }
+
+    /// Logs an error, unless it was the last thing said.
+    fn complain(&mut self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        if self.complaint.as_ref() != Some(&text) {
+            error!("{text}");
+            self.complaint = Some(text);
+        }
+    }
+
+    /// Takes a new configuration. One that is not valid changes nothing.
+    fn reload(&mut self, reload: Reload<'_>) {
+        notify::reloading();
+        match reload() {
+            Ok(new) => self.take_config(new),
+            Err(error) => error!("{:#}", error.context("the configuration stays as it was")),
+        }
+        notify::ready(&self.status());
+    }
+
+    fn take_config(&mut self, new: Config) {
+        let (new, changes) = self.config.reloaded(new);
+        if let Some(message) = changes.restart_message() {
+            warn!("{message}");
+        }
+        let now = Now::read();
+        self.read(now);
+        if new.time_zone != self.config.time_zone {
+            // Another zone is cut when the history is opened.
+            self.flush();
+            self.store = None;
+        }
+        logging::set_level(new.log_level);
+        self.config = new;
+        self.targets.change(&self.config.targets, self.store.as_mut(), now);
+        if self.store.is_none() {
+            self.open_store(now);
+        }
+        self.targets.look(now, now.wall, |_| true);
+        self.read(Now::read());
+        self.flush();
+        info!("the configuration was read again");
+    }
+
+    /// One line for people: `systemctl status` shows it.
+    fn status(&self) -> String {
+        match &self.complaint {
+            Some(complaint) => complaint.clone(),
+            None => self.targets.status(),
+        }
+    }
+}
+
+/// The boot's id: counters of another are gone.
+fn boot_id(proc: &Path) -> Result<String> {
+    let path = proc.join("sys/kernel/random/boot_id");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Reads what is counted to the end, writes it to the history, and removes all pins of this state directory:
+/// nothing is counted any more. Returns the names of the targets.
+pub fn detach(config: &Config) -> Result<Vec<String>> {
+    let _lock = Lock::take(&config.state_dir)?;
+    let host = Host::detect()?;
+    let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
+    let names = root.names()?;
+    if names.is_empty() {
+        return Ok(names);
+    }
+    let boot_id = boot_id(&host.proc)?;
+    let mut store = Store::open(&config.state_dir, &config.time_zone)?;
+    let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
+    targets.end_all_others(&mut store)?;
+    root.remove_all()?;
+    Ok(names)
+}

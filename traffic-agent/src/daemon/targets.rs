@@ -1,0 +1,292 @@
+//! All targets of the daemon: what is done to each of them, and what one of them must not do to the others.
+
+use std::ffi::OsString;
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use log::{debug, error, info, warn};
+
+use super::account::{Account, remark};
+use super::clock::Now;
+use crate::config::Target;
+use crate::history::{Event, Flush};
+use crate::kernel::pins::PinRoot;
+use crate::report::Severity;
+use crate::store::Store;
+use crate::target::{Host, PortFilter, TargetSpec, Value};
+use crate::units::{self, Units};
+
+/// The targets.
+pub struct Targets<'h> {
+    host: &'h Host,
+    root: PinRoot,
+    boot_id: String,
+    accounts: Vec<Entry<'h>>,
+}
+
+/// A target and what was complained about it last.
+pub struct Entry<'h> {
+    account: Account<'h>,
+    complaint: Option<String>,
+}
+
+impl Entry<'_> {
+    /// Whether nothing of it is there.
+    pub fn is_absent(&self) -> bool {
+        self.account.cgroups().is_empty()
+    }
+
+    /// Whether cgroups of these names may be its own.
+    pub fn may_be_among(&self, names: &[OsString]) -> bool {
+        let own = |name: &str| {
+            self.account.cgroups().iter().any(|cgroup| cgroup.path.split('/').any(|it| it == name))
+        };
+        let wanted = |name: &str| {
+            self.account.target().spec.selectors.iter().any(|value| match value {
+                // systemd puts `_` in front of names that are a controller's too.
+                Value::Unit(unit) => name.strip_prefix('_').unwrap_or(name) == unit,
+                Value::Cgroup(path) => path.split('/').any(|it| it == name),
+                Value::Container(_) | Value::Process(_) | Value::Pid(_) => true,
+            })
+        };
+        names.iter().map(|name| name.to_string_lossy()).any(|name| own(&name) || wanted(&name))
+    }
+
+    /// Logs what went wrong, unless it was the last thing said of this target.
+    fn check<T: Default>(&mut self, what: &str, result: Result<T>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(error) => {
+                let text = format!("target {}: {what}: {error:#}", self.account.target().spec.name);
+                if self.complaint.as_ref() != Some(&text) {
+                    error!("{text}");
+                    self.complaint = Some(text);
+                }
+                T::default()
+            }
+        }
+    }
+}
+
+impl<'h> Targets<'h> {
+    /// Opens the targets of a configuration, none of which needs to be there.
+    pub fn open(
+        host: &'h Host,
+        root: PinRoot,
+        boot_id: String,
+        wanted: &[Target],
+        now: Now,
+    ) -> Result<Self> {
+        let mut targets = Self { host, root, boot_id, accounts: Vec::new() };
+        for target in wanted {
+            targets.add(target.clone(), now)?;
+        }
+        Ok(targets)
+    }
+
+    fn add(&mut self, target: Target, now: Now) -> Result<()> {
+        let account = Account::open(self.host, &self.root, target, &self.boot_id, now)?;
+        self.accounts.push(Entry { account, complaint: None });
+        Ok(())
+    }
+
+    /// Opens the books of all targets, and ends those that are counted and not wanted any more.
+    pub fn open_books(&mut self, store: &Store, now: Now) -> Result<()> {
+        for entry in &mut self.accounts {
+            if entry.account.book().is_none() {
+                entry.account.open_book(store, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which cgroups some of the targets have now.
+    pub fn look(&mut self, now: Now, silent_since: Timestamp, which: impl Fn(&Entry<'h>) -> bool) {
+        for entry in &mut self.accounts {
+            if which(entry) {
+                let looked = entry.account.look(now, silent_since);
+                if let Some(done) = entry.check("cannot follow its cgroups", looked) {
+                    info!("target {}: {done}", entry.account.target().spec.name);
+                }
+            }
+        }
+    }
+
+    /// Reads all counters; returns whether any has moved.
+    pub fn read(&mut self, now: Now) -> bool {
+        let mut moved = false;
+        for entry in &mut self.accounts {
+            let read = entry.account.read(now);
+            moved |= entry.check("cannot read its counters", read);
+        }
+        moved
+    }
+
+    /// Follows ports and interfaces.
+    pub fn follow(&mut self) {
+        for entry in &mut self.accounts {
+            let followed = entry.account.follow();
+            entry.check("cannot follow its ports", followed);
+        }
+        self.load_variants();
+    }
+
+    /// Loads the programs again for targets that need a variant of them. Their counters and links stay.
+    fn load_variants(&mut self) {
+        for index in 0..self.accounts.len() {
+            let entry = &mut self.accounts[index];
+            let outdated = entry.account.is_outdated();
+            if entry.check("cannot look at its listeners", outdated) {
+                let loaded = entry.account.load_again();
+                entry.check("cannot load the variant for transparent listeners", loaded);
+            }
+        }
+    }
+
+    /// Audits whose sockets are counted.
+    pub fn audit(&mut self) {
+        for entry in &mut self.accounts {
+            let audited = entry.account.audit();
+            let name = entry.account.target().spec.name.clone();
+            for finding in entry.check("cannot audit who owns its sockets", audited) {
+                let text = format!("target {name}: {}: {}", finding.code, finding.message);
+                match finding.severity {
+                    Severity::Info => debug!("{text}"),
+                    _ => warn!("{text} ({})", finding.remedy),
+                }
+            }
+        }
+    }
+
+    /// Notes an event for all of them.
+    pub fn note(&mut self, event: &Event) {
+        for entry in &mut self.accounts {
+            entry.account.note(event.clone());
+        }
+    }
+
+    /// Whether a target has nothing to be counted.
+    pub fn any_absent(&self) -> bool {
+        self.accounts.iter().any(Entry::is_absent)
+    }
+
+    /// Whether there is more to flush than that time went by.
+    pub fn has_news(&mut self) -> bool {
+        self.accounts.iter_mut().any(|entry| entry.account.book().is_some_and(|it| it.has_news()))
+    }
+
+    /// Whether anything waits to be flushed.
+    pub fn has_pages(&mut self) -> bool {
+        self.accounts
+            .iter_mut()
+            .any(|entry| entry.account.book().is_some_and(|it| it.oldest().is_some()))
+    }
+
+    /// Writes all books, the oldest pages first.
+    pub fn flush(&mut self, store: &mut Store) -> Result<()> {
+        loop {
+            let mut books: Vec<_> =
+                self.accounts.iter_mut().filter_map(|entry| entry.account.book()).collect();
+            books.retain(|book| book.oldest().is_some());
+            let targets = books.iter().filter_map(|book| book.oldest()).collect();
+            if books.is_empty() {
+                break;
+            }
+            store.flush(&Flush { targets })?;
+            books.into_iter().for_each(|book| book.flushed());
+        }
+        let now = Now::read();
+        for entry in &mut self.accounts {
+            let removed = entry.account.flushed(now);
+            entry.check("cannot remove the counters of an earlier version", removed);
+        }
+        Ok(())
+    }
+
+    /// Makes these the targets: those that stay as they are are not touched, others are opened anew upon
+    /// the same counters, and those that are wanted no more are read to the end and detached.
+    pub fn change(&mut self, wanted: &[Target], mut store: Option<&mut Store>, now: Now) {
+        for target in wanted {
+            let name = &target.spec.name;
+            let same = self.accounts.iter().any(|it| it.account.target() == target);
+            if same {
+                continue;
+            }
+            // What it has read is flushed before, with the others.
+            let known = self.accounts.iter().position(|it| it.account.target().spec.name == *name);
+            if let Some(store) = store.as_deref_mut()
+                && let Err(error) = self.flush(store)
+            {
+                error!("target {name} stays as it was: {error:#}");
+                continue;
+            }
+            if let Some(index) = known {
+                self.accounts.remove(index);
+            }
+            match self.add(target.clone(), now) {
+                Ok(()) => info!("target {name}: now {}", target.spec.selector()),
+                Err(error) => error!("target {name}: {error:#}"),
+            }
+            if let Some(store) = store.as_deref()
+                && let Err(error) = self.open_books(store, now)
+            {
+                error!("target {name}: {error:#}");
+            }
+        }
+        let is_wanted = |entry: &Entry<'_>| {
+            wanted.iter().any(|target| target.spec.name == entry.account.target().spec.name)
+        };
+        self.accounts.retain(is_wanted);
+        if let Some(store) = store
+            && let Err(error) = self.end_all_others(store)
+        {
+            error!("cannot end what is not wanted any more: {error:#}");
+        }
+    }
+
+    /// Reads what is pinned under other names to the end, writes it to the history and removes the pins.
+    pub fn end_all_others(&mut self, store: &mut Store) -> Result<()> {
+        for name in self.root.names()? {
+            if self.accounts.iter().any(|entry| entry.account.target().spec.name == name) {
+                continue;
+            }
+            self.end(&name, store).with_context(|| format!("cannot end counting target {name}"))?;
+            info!("target {name} is not configured any more: it is not counted from now on");
+        }
+        Ok(())
+    }
+
+    fn end(&self, name: &str, store: &mut Store) -> Result<()> {
+        let target = Target {
+            spec: TargetSpec { name: name.to_owned(), selectors: Vec::new() },
+            ports: PortFilter::default(),
+            estimate_ports: PortFilter::default(),
+            unbilled: Vec::new(),
+        };
+        let now = Now::read();
+        let mut account = Account::open(self.host, &self.root, target, &self.boot_id, now)?;
+        account.open_book(store, now)?;
+        account.read(Now::read())?;
+        account.note(remark("counting ended".to_owned()));
+        let mut last = Self {
+            host: self.host,
+            root: self.root.clone(),
+            boot_id: self.boot_id.clone(),
+            accounts: vec![Entry { account, complaint: None }],
+        };
+        last.flush(store)?;
+        last.accounts.into_iter().try_for_each(|entry| entry.account.detach())
+    }
+
+    /// One line: how many, and what they used since the agent was started.
+    pub fn status(&self) -> String {
+        let billed = |entry: &Entry<'_>| {
+            let name = &entry.account.target().spec.name;
+            let bytes = units::format_bytes(entry.account.billed(), Units::Iec);
+            let absent = if entry.is_absent() { ", not there" } else { "" };
+            format!("{name} {bytes}{absent}")
+        };
+        let all: Vec<String> = self.accounts.iter().map(billed).collect();
+        format!("counting since start: {}", all.join("; "))
+    }
+}
