@@ -7,6 +7,7 @@
 pub mod calibration;
 
 use crate::report::{CaptureRate, Claim, Direction, EstimateReport, Ratio};
+use calibration::Calibration;
 
 /// The client leg as a port's rules, or the hook in their place, count it: L3 bytes, super-packets
 /// as netfilter sees them, loopback included.
@@ -87,9 +88,29 @@ pub fn estimates(source: &'static str, port: PortBytes, exact: Option<u64>) -> V
                 total_bytes,
                 error_percent: exact.and_then(|exact| error_percent(total_bytes, exact)),
                 claims: claims(base, total_bytes, exact),
+                calibration: None,
             }
         })
         .collect()
+}
+
+/// Returns the estimate `calibrated`, of which nothing was claimed.
+pub fn calibrated(
+    source: &'static str,
+    total_bytes: u64,
+    exact: Option<u64>,
+    calibration: Calibration,
+) -> EstimateReport {
+    let exact = exact.filter(|exact| *exact != u64::MAX && total_bytes != u64::MAX);
+    EstimateReport {
+        name: "calibrated",
+        formula: "factor * (dport + sport)",
+        source,
+        total_bytes,
+        error_percent: exact.and_then(|exact| error_percent(total_bytes, exact)),
+        claims: Vec::new(),
+        calibration: Some(calibration.into()),
+    }
 }
 
 /// Returns `100 x (estimate - exact) / exact`, or `None` where exact is 0.

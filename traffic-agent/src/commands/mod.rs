@@ -39,7 +39,10 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
             || cause.is::<calendar::ParseError>()
-            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
+            || matches!(
+                cause.downcast_ref(),
+                Some(report::Error::TwoUnits(..) | report::Error::Divided(..))
+            )
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }

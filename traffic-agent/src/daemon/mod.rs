@@ -264,14 +264,14 @@ impl Daemon<'_> {
             days_days,
             events_days,
             estimates_minutes_days,
-            estimates_hours_days,
+            estimates_quarters_days,
         } = self.config.retention;
         let retention = store::Retention {
             quarters_days,
             days_days,
             events_days,
             estimates_minutes_days,
-            estimates_quarters_days: estimates_hours_days,
+            estimates_quarters_days,
         };
         if let Err(error) = store.prune(&retention) {
             self.complain(&anyhow::Error::from(error).context("cannot forget what is too old"));

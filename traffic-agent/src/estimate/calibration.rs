@@ -67,7 +67,7 @@ impl Calibration {
 }
 
 /// An hour of history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hour {
     /// What the port's counters read, both directions.
     pub read: u64,
