@@ -17,16 +17,19 @@
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
 //! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
+//! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
 pub mod background;
 pub mod contention;
+pub mod daemon;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
 pub mod frequency;
+pub mod history;
 pub mod matrix;
 pub mod options;
 pub mod processors;
