@@ -49,7 +49,11 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             || cause.is::<calendar::ParseError>()
             || matches!(
                 cause.downcast_ref(),
-                Some(report::Error::TwoUnits(..) | report::Error::CgroupAlone)
+                Some(
+                    report::Error::TwoUnits(..)
+                        | report::Error::CgroupAlone
+                        | report::Error::Divided(..)
+                )
             )
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }

@@ -105,6 +105,7 @@ impl Sink {
         match self.format {
             Format::Table => render::past::write(report, &self.options, out),
             Format::Json => render::json::write(report, out),
+            Format::Csv if report.with_estimates => render::past_estimates::write_csv(report, out),
             Format::Csv => render::past_csv::write(report, out),
         }
         .and_then(|()| self.out.flush())

@@ -272,8 +272,20 @@ impl Daemon<'_> {
 
     fn prune(&mut self) {
         let Some(store) = &mut self.store else { return };
-        let config::Retention { quarters_days, days_days, events_days, .. } = self.config.retention;
-        let retention = store::Retention { quarters_days, days_days, events_days };
+        let config::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_quarters_days,
+        } = self.config.retention;
+        let retention = store::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_quarters_days,
+        };
         if let Err(error) = store.prune(&retention) {
             self.complain(&anyhow::Error::from(error).context("cannot forget what is too old"));
         }

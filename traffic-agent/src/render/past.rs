@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use super::{
     Options,
     bar::{self, Column, Figures},
+    past_estimates,
     table::{FIGURES, exact, word, write_findings, write_title},
     text::{Grid, Style, paint, tame, write_labelled},
 };
@@ -61,6 +62,9 @@ fn write_target(
         write_labelled(&[("", Style::Plain, 2)], &projected(projection), options, out)?;
         write_unbilled(rows, options, out)?;
     }
+    let named: Vec<(String, &Row)> =
+        rows.iter().enumerate().map(|(index, row)| (period(rows, index), *row)).collect();
+    past_estimates::write(target, &named, options, out)?;
     write_notes(target, options, out)?;
     if !target.findings.is_empty() {
         write_title("Findings", options, out)?;

@@ -35,6 +35,7 @@ mod host;
 mod names;
 mod prune;
 mod read;
+mod readings;
 mod schema;
 mod write;
 

@@ -5,6 +5,7 @@ mod days;
 mod faults;
 mod host;
 mod properties;
+mod readings;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -86,6 +87,7 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
         absolute: Vec::new(),
         closed: Vec::new(),
         events: Vec::new(),
+        readings: Vec::new(),
     }
 }
 

@@ -13,7 +13,7 @@ use traffic_ebpf::Cell;
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, files, host, prune, schema, timestamp};
+use super::{Error, LIMIT, Retention, files, host, prune, readings, schema, timestamp};
 use crate::{
     history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
     report::Counters,
@@ -137,6 +137,7 @@ impl Store {
             for event in &target.events {
                 write_event(&transaction, id, event)?;
             }
+            readings::write(&transaction, id, &target.readings)?;
         }
         if let Some(flush) = &flush.host {
             host::write(&transaction, flush)?;

@@ -184,7 +184,13 @@ fn old_quarters_of_the_host_are_forgotten() {
         };
         store.flush(&flush).unwrap();
     }
-    let retention = Retention { quarters_days: Some(2), days_days: None, events_days: None };
+    let retention = Retention {
+        quarters_days: Some(2),
+        days_days: None,
+        events_days: None,
+        estimates_minutes_days: None,
+        estimates_quarters_days: None,
+    };
     assert!(store.prune(&retention).unwrap());
     let sums = by_cgroup(&Reader::open(directory.path()).unwrap());
     let left: Vec<&str> = sums.keys().map(|(cgroup, _)| cgroup.as_str()).collect();
