@@ -22,6 +22,7 @@
 
 pub mod agent;
 pub mod contention;
+pub mod daemon;
 pub mod exchange;
 pub mod factory;
 pub mod figures;

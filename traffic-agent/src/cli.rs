@@ -1,5 +1,7 @@
 //! The command line. Only here: clap.
 
+pub mod detach;
+pub mod install;
 pub mod report;
 pub mod run;
 
@@ -83,12 +85,33 @@ pub enum Command {
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
     Run(Box<run::Run>),
+    /// End counting for good: write what was counted to the history, remove all that is pinned
+    ///
+    /// The daemon leaves its programs attached when it ends, so that nothing is missed until it starts
+    /// again. This detaches them. The daemon must not run.
+    #[command(after_help = detach::EXAMPLES)]
+    Detach(detach::Detach),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it
         #[command(subcommand)]
         command: run::ConfigCommand,
     },
+    /// Count a service without a gap: put it into a slice of its own, and the agent's unit before it
+    ///
+    /// A restart makes a unit a new cgroup, and what counts in the old one is gone until the agent sees the
+    /// new one. The cgroup of a slice stays. Shows what it will write, says which restart that needs, and asks.
+    #[command(after_help = "Examples:\n  \
+        traffic-agent install --unit xray.service --dry-run   what would be written\n  \
+        traffic-agent install --unit xray.service --yes       without a terminal\n  \
+        traffic-agent install --unit xray.service --no-restart  in force at its next restart\n  \
+        traffic-agent install --container xray                what to add to a container")]
+    Install(install::Install),
+    /// Undo `install`; keep the history
+    #[command(after_help = "Examples:\n  \
+        traffic-agent uninstall --unit xray.service           this one\n  \
+        traffic-agent uninstall --purge                       all of them, and the history")]
+    Uninstall(install::Uninstall),
     /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
     ///
     /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
@@ -103,8 +126,12 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual page, or write those of all commands
+    Man {
+        /// Write the page of each command, and that of the configuration, into this directory
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// Which targets, and how their traffic is divided.

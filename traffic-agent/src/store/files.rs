@@ -66,7 +66,9 @@ fn make(database: &Path, group: u32) -> Result<bool, Error> {
     };
     // The umask may have taken bits away.
     file.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(failed)?;
-    if let Err(error) = fchown(&file, None, Some(group)) {
+    // A hardened unit that runs with that group may not call this, and need not.
+    let belongs = file.metadata().is_ok_and(|metadata| metadata.gid() == group);
+    if !belongs && let Err(error) = fchown(&file, None, Some(group)) {
         log::warn!("cannot give {} to group {group}: {error}", database.display());
     }
     Ok(true)
