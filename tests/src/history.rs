@@ -95,7 +95,7 @@ pub fn flush(from: u64, to: u64) -> Flush {
         events: (from..=to).map(event).collect(),
         readings: Vec::new(),
     };
-    Flush { targets: TARGETS.map(target).to_vec() }
+    Flush { targets: TARGETS.map(target).to_vec(), ..Flush::default() }
 }
 
 /// How many flushes the kept counters are of.

@@ -80,9 +80,7 @@ impl Store {
         let mut connection = connect(&path).map_err(failed)?;
         schema::migrate(&mut connection, &path)?;
         let calendar = days::cut_in(&mut connection, zone, &path)?;
-        let store = Self { connection, path, calendar, series: BTreeMap::new() };
-        store.show_readers();
-        Ok(store)
+        Ok(Self { connection, path, calendar, series: BTreeMap::new() })
     }
 
     /// Adds all of a flush, or on error nothing; then the same can be tried again, or later with more.
@@ -142,27 +140,11 @@ impl Store {
         if let Some(flush) = &flush.host {
             host::write(&transaction, flush)?;
         }
-        transaction.commit()?;
-        self.show_readers();
-        Ok(())
+        transaction.commit()
     }
 
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
-    }
-
-    /// Lets readers see what was committed.
-    ///
-    /// A reader that may not write the index of the log can only use a mark in it that somebody else made.
-    /// A writer makes one when it reads. Whether it can makes no difference to what is written.
-    fn show_readers(&self) {
-        let read = self
-            .connection
-            .prepare_cached("SELECT count(*) FROM meta")
-            .and_then(|mut read| read.query_row([], |row| row.get::<_, i64>(0)));
-        if let Err(error) = read {
-            log::debug!("{}: readers may see the flush before: {error}", self.path.display());
-        }
     }
 
     pub(super) fn failed(&self, source: rusqlite::Error) -> Error {
