@@ -17,7 +17,7 @@ use crate::{agent, helper, require_root};
 pub const RELAY_PORT: u16 = 1080;
 
 /// Where the roles of the lab are to be seen inside.
-const HELPER: &str = "/usr/bin/traffic-tests";
+pub const HELPER: &str = "/usr/bin/traffic-tests";
 
 /// Starts systemd in a network namespace, with these files (by their path inside, mostly units).
 pub fn start(namespace: &Namespace, files: &[(&str, &str)]) -> Result<Systemd> {

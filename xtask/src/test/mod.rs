@@ -19,7 +19,7 @@ use serde_json::Value;
 use self::{kernel::Version, tally::Tally};
 use crate::{
     command::{self, announce},
-    debian, ebpf,
+    debian, dist, ebpf,
     workspace::Workspace,
 };
 
@@ -30,6 +30,11 @@ const END_TO_END: &str = "proxy_";
 
 /// The test that loads an object with plain adds, which is built for nothing else.
 const PLAIN_ADDS: &str = "plain_adds_lose_what_they_lose";
+/// The tests of the Debian package, which is built for nothing else.
+const PACKAGED: [&str; 2] = [
+    "package_has_what_it_should_and_belongs_to_root",
+    "package_is_installed_upgraded_without_losing_a_byte_removed_and_purged",
+];
 
 /// Flags of `cargo xtask test`.
 #[derive(clap::Args, Default)]
@@ -152,6 +157,13 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         true => Some(ebpf::plain_adds(workspace)?),
         false => None,
     };
+    let package = match parts.kernel && PACKAGED.iter().any(|test| options.runs(test)) {
+        true => {
+            debian::install(&["adduser", "tzdata", "init-system-helpers"], "by the package")?;
+            Some(dist::debug_package(workspace)?)
+        }
+        false => None,
+    };
 
     let mut tally = Tally::default();
     if parts.unit {
@@ -177,6 +189,9 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
         }
         if let Some(object) = plain_adds {
             cargo.env("TRAFFIC_PLAIN_ADDS_OBJECT", object);
+        }
+        if let Some(package) = package {
+            cargo.env("TRAFFIC_DEB", package);
         }
         tally.add(run_tests(&mut cargo)?);
     }
