@@ -10,6 +10,7 @@ mod comparison;
 mod connections;
 mod cost;
 mod growth;
+mod history;
 mod numbers;
 mod packets;
 mod progress;
@@ -18,6 +19,7 @@ mod sockets;
 mod subject;
 mod throughput;
 mod user_space;
+mod year;
 
 use std::fs;
 use std::path::PathBuf;
@@ -45,7 +47,7 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f")]
     only: Vec<Part>,
     /// How to print the numbers
     #[arg(long, default_value = "table")]
@@ -62,6 +64,10 @@ enum Part {
     C,
     /// User space
     D,
+    /// A year of history, reported
+    E,
+    /// The same, written
+    F,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +100,8 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::B => throughput::run(&mut bench)?,
             Part::C => growth::run(&mut bench)?,
             Part::D => user_space::run(&mut bench)?,
+            Part::E => year::run(&mut bench)?,
+            Part::F => history::run(&mut bench)?,
         });
     }
     // The bar goes before the numbers come.

@@ -1,5 +1,6 @@
 //! The command line. Only here: clap.
 
+pub mod detach;
 pub mod install;
 pub mod report;
 pub mod run;
@@ -8,7 +9,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::units;
+use crate::units::{self, Units};
 
 /// Counts what a proxy's traffic really costs, beside what people estimate.
 ///
@@ -24,7 +25,8 @@ use crate::units;
         traffic-agent selftest                          prove it on this kernel, to the byte\n  \
         traffic-agent compare xray.service -d 60s       exact totals beside every estimate\n  \
         traffic-agent exec -- curl -O https://...       what one command used\n  \
-        traffic-agent doctor xray.service               what stands in the way\n\n\
+        traffic-agent doctor xray.service               what stands in the way\n  \
+        traffic-agent report --by day                   what was used, from the history\n\n\
         Exit status: 0 done, 1 failed, 2 wrong usage, 3 incomplete (with --strict).\n\
         `exec` and `compare -- CMD` exit as CMD did; 125 the agent failed, 126 CMD not executable, \
         127 not found."
@@ -83,6 +85,12 @@ pub enum Command {
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
     Run(Box<run::Run>),
+    /// End counting for good: write what was counted to the history, remove all that is pinned
+    ///
+    /// The daemon leaves its programs attached when it ends, so that nothing is missed until it starts
+    /// again. This detaches them. The daemon must not run.
+    #[command(after_help = detach::EXAMPLES)]
+    Detach(detach::Detach),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it
@@ -109,13 +117,21 @@ pub enum Command {
     /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
     #[command(after_help = report::EXAMPLES)]
     Report(report::Report),
+    /// Print how counting goes: what was used today and in all, and what happened in the last 24 hours
+    ///
+    /// Reads what `run` wrote last, a few seconds ago; needs no rights but to read it.
+    Status(report::Status),
     /// Print a shell's completions
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual page, or write those of all commands
+    Man {
+        /// Write the page of each command, and that of the configuration, into this directory
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// Which targets, and how their traffic is divided.
@@ -191,6 +207,17 @@ pub enum UnitsArg {
     Si,
     /// Exact bytes.
     Bytes,
+}
+
+impl UnitsArg {
+    /// The units.
+    pub fn units(self) -> Units {
+        match self {
+            Self::Iec => Units::Iec,
+            Self::Si => Units::Si,
+            Self::Bytes => Units::Bytes,
+        }
+    }
 }
 
 /// What applies to measuring.

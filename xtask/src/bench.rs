@@ -26,7 +26,8 @@ pub struct Options {
     /// Fewer and shorter rounds: about a minute
     #[arg(long)]
     quick: bool,
-    /// Only these parts: a (ns per packet), b (throughput), c (growth), d (user space)
+    /// Only these parts: a (ns per packet), b (throughput), c (growth), d (user space), e (a year
+    /// of history, reported)
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     only: Vec<String>,
     /// How to print the numbers: table or json

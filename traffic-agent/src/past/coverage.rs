@@ -8,8 +8,9 @@ use crate::{
     history::{Event, EventKind},
 };
 
-/// A history that is older than this is not kept up: the agent writes every ten seconds.
-pub const CURRENT_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+/// A history that is older than this is not kept up: the agent writes traffic every ten seconds, and that
+/// time went by without any once a minute.
+pub const CURRENT_WITHIN: SignedDuration = SignedDuration::from_secs(150);
 
 /// Time that may be missing although nothing was missed: what an attachment takes to be timed, and the
 /// difference between two clocks. NTP corrects a clock by 500 ppm at most (adjtime(3), "slew rate").
@@ -83,4 +84,89 @@ pub fn note(event: &Event, calendar: &Calendar) -> Note {
 
 fn seconds(milliseconds: u64) -> f64 {
     milliseconds as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        format!("2026-11-{text}Z").parse().unwrap()
+    }
+
+    fn span(start: &str, end: &str) -> Span {
+        Span { start: at(start), end: at(end) }
+    }
+
+    fn known(since: &str, last_flush: &str, now: &str) -> Known {
+        Known { since: at(since), last_flush: at(last_flush), now: at(now) }
+    }
+
+    fn covered(span: Span, observed: u64, known: &Known, events: &[Event]) -> Coverage {
+        cover(span, observed, known, events, &Calendar::named("UTC").unwrap())
+    }
+
+    fn event(kind: EventKind, start: &str, end: &str) -> Event {
+        Event { start: at(start), end: at(end), kind, message: "it happened".to_owned() }
+    }
+
+    const DAY: u64 = 86_400_000;
+
+    #[test]
+    fn time_before_the_target_and_after_now_is_not_missing() {
+        let day = span("24T00:00", "25T00:00");
+        // Known since 06:00; the history goes to 10:00:00, five seconds ago.
+        let known = known("24T06:00", "24T10:00:00", "24T10:00:05");
+        let coverage = covered(day, 4 * 3_600_000, &known, &[]);
+        assert_eq!((coverage.observed_seconds, coverage.observable_seconds), (14_400.0, 14_400.0));
+        assert!(coverage.complete);
+        assert_eq!(coverage.percent(), Some(100.0));
+        let before = covered(span("23T00:00", "24T00:00"), 0, &known, &[]);
+        assert_eq!((before.observable_seconds, before.percent()), (0.0, None));
+    }
+
+    #[test]
+    fn time_since_an_old_flush_is_missing() {
+        let known = known("20T00:00", "24T10:00:00", "24T12:00:00");
+        let coverage = covered(span("24T00:00", "25T00:00"), 10 * 3_600_000, &known, &[]);
+        assert_eq!(coverage.observable_seconds, 12.0 * 3_600.0);
+        assert!(!coverage.complete);
+    }
+
+    #[test]
+    fn difference_of_two_clocks_is_not_missing_time() {
+        let (known, day) =
+            (known("20T00:00", "26T00:00", "26T00:00"), span("24T00:00", "25T00:00"));
+        // A second, and 500 ppm of a day: 43.2 s.
+        assert!(covered(day, DAY - 44_000, &known, &[]).complete);
+        assert!(!covered(day, DAY - 44_300, &known, &[]).complete);
+        assert!(covered(day, DAY + 500_000, &known, &[]).complete);
+    }
+
+    #[test]
+    fn gap_makes_its_span_incomplete_however_short() {
+        let known = known("20T00:00", "26T00:00", "26T00:00");
+        let gap = [event(EventKind::Gap, "24T08:00:00", "24T08:00:00.2")];
+        let coverage = covered(span("24T00:00", "25T00:00"), DAY - 200, &known, &gap);
+        assert_eq!((coverage.complete, coverage.notes[0].kind), (false, "gap"));
+        assert!(covered(span("23T00:00", "24T00:00"), DAY, &known, &gap).complete);
+    }
+
+    #[test]
+    fn late_traffic_and_clock_steps_are_noted_and_take_nothing() {
+        let known = known("20T00:00", "26T00:00", "26T00:00");
+        let events = [
+            event(EventKind::Late, "23T23:00", "24T01:00"),
+            event(EventKind::ClockStep, "24T00:00", "24T00:00"),
+            event(EventKind::Note, "24T02:00", "24T02:00"),
+        ];
+        let kinds = |span| -> Vec<_> {
+            let coverage = covered(span, DAY, &known, &events);
+            assert!(coverage.complete);
+            coverage.notes.iter().map(|note| note.kind).collect()
+        };
+        assert_eq!(kinds(span("23T00:00", "24T00:00")), ["late"]);
+        assert_eq!(kinds(span("24T00:00", "25T00:00")), ["late", "clock-step"]);
+        assert!(kinds(span("25T00:00", "26T00:00")).is_empty());
+    }
 }

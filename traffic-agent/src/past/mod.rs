@@ -10,6 +10,7 @@ pub mod coverage;
 pub mod plan;
 pub mod projection;
 pub mod rows;
+pub mod status;
 pub mod tally;
 
 use jiff::{ZonedDateTime, civil::Date};

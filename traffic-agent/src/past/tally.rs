@@ -152,8 +152,12 @@ pub struct Tally {
     by: Vec<Dimension>,
     /// Where a slice begins or ends, and the slices from there to the next one.
     atoms: Vec<(Quarter, Vec<usize>)>,
-    groups: BTreeMap<Series, Group>,
-    sums: Vec<BTreeMap<Group, Scopes>>,
+    /// The number of the group that a series is in.
+    series: BTreeMap<Series, usize>,
+    /// The groups, and their numbers.
+    groups: BTreeMap<Group, usize>,
+    /// Sums of each slice, by the number of the group: a year of quarters is millions of additions.
+    sums: Vec<Vec<Option<Scopes>>>,
     observed: Vec<u64>,
     /// The first quarter of the date that was asked for last.
     latest: Option<(Date, Quarter)>,
@@ -181,8 +185,9 @@ impl Tally {
         Self {
             by: by.to_vec(),
             atoms,
+            series: BTreeMap::new(),
             groups: BTreeMap::new(),
-            sums: vec![BTreeMap::new(); slices.len()],
+            sums: vec![Vec::new(); slices.len()],
             observed: vec![0; slices.len()],
             latest: None,
         }
@@ -191,24 +196,29 @@ impl Tally {
     /// Adds traffic of a quarter.
     pub fn add(&mut self, quarter: Quarter, series: &Series, counters: Counters) {
         let Some(atom) = self.atom(quarter) else { return };
-        let undivided = Group::default();
-        let group = match self.by.is_empty() {
-            true => &undivided,
-            false => {
-                if !self.groups.contains_key(series) {
-                    self.groups.insert(series.clone(), Group::of(series, &self.by));
-                }
-                &self.groups[series]
-            }
-        };
+        let group = self.group_of(series);
         for &slice in &self.atoms[atom].1 {
             let sums = &mut self.sums[slice];
-            let scopes = match sums.get_mut(group) {
-                Some(scopes) => scopes,
-                None => sums.entry(group.clone()).or_default(),
-            };
+            if sums.len() <= group {
+                sums.resize(group + 1, None);
+            }
+            let scopes = sums[group].get_or_insert_default();
             *scopes.of_mut(series.scope).of_mut(series.direction) += counters;
         }
+    }
+
+    /// The number of the group that a series is in.
+    fn group_of(&mut self, series: &Series) -> usize {
+        if self.by.is_empty() {
+            return 0;
+        }
+        if let Some(&group) = self.series.get(series) {
+            return group;
+        }
+        let next = self.groups.len();
+        let group = *self.groups.entry(Group::of(series, &self.by)).or_insert(next);
+        self.series.insert(series.clone(), group);
+        group
     }
 
     /// Adds traffic of a date of the calendar that no slice cuts.
@@ -242,14 +252,20 @@ impl Tally {
         !self.by.is_empty()
     }
 
-    /// The sums of a slice by group.
-    pub fn sums(&self, slice: usize) -> &BTreeMap<Group, Scopes> {
-        &self.sums[slice]
+    /// The sums of a slice by group, in the order of the groups; those without traffic are left out.
+    pub fn sums(&self, slice: usize) -> impl Iterator<Item = (&Group, Scopes)> {
+        let sums = &self.sums[slice];
+        self.groups.iter().filter_map(|(group, &number)| Some((group, (*sums.get(number)?)?)))
     }
 
     /// All of a slice.
     pub fn total(&self, slice: usize) -> Scopes {
-        self.sums[slice].values().copied().sum()
+        self.sums[slice].iter().flatten().copied().sum()
+    }
+
+    /// Whether a slice has no traffic.
+    pub fn is_empty(&self, slice: usize) -> bool {
+        self.sums[slice].iter().all(Option::is_none)
     }
 
     /// Milliseconds of a slice that were observed.
@@ -271,5 +287,135 @@ impl Tally {
 
     fn atom(&self, quarter: Quarter) -> Option<usize> {
         self.atoms.partition_point(|(edge, _)| *edge <= quarter).checked_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calendar::Unit;
+    use crate::report::{Direction, Family, Origin};
+
+    fn calendar() -> Calendar {
+        Calendar::named("Asia/Shanghai").unwrap()
+    }
+
+    fn date(text: &str) -> Date {
+        text.parse().unwrap()
+    }
+
+    /// A span by the clock of the calendar.
+    fn slice(start: &str, end: &str) -> Slice {
+        let at = |text: &str| format!("2026-{text}+08:00").parse().unwrap();
+        let span = Span { start: at(start), end: at(end) };
+        Slice { name: String::new(), span, day: None }
+    }
+
+    fn quarter(text: &str) -> Quarter {
+        Quarter::of(format!("2026-{text}+08:00").parse().unwrap())
+    }
+
+    fn series(leg: Leg, port: Option<u16>) -> Series {
+        Series {
+            interface: "eth0".to_owned(),
+            scope: Scope::Billed,
+            origin: Origin::Socket,
+            direction: Direction::Egress,
+            leg,
+            protocol: Protocol::Tcp,
+            port,
+            family: Family::Ipv4,
+        }
+    }
+
+    fn bytes(wire_bytes: u64) -> Counters {
+        Counters { wire_bytes, ..Counters::default() }
+    }
+
+    #[test]
+    fn whole_days_are_read_as_days() {
+        let slices = [slice("11-01T00:00", "11-25T00:00"), slice("11-24T00:00", "11-25T00:00")];
+        let days = Piece::Days(date("2026-11-01")..date("2026-11-25"));
+        assert_eq!(pieces(&calendar(), &slices, true), [days]);
+        let quarters = Piece::Quarters(quarter("11-01T00:00")..quarter("11-25T00:00"));
+        assert_eq!(pieces(&calendar(), &slices, false), [quarters]);
+        assert!(pieces(&calendar(), &[], true).is_empty());
+    }
+
+    #[test]
+    fn only_days_that_are_cut_are_read_by_quarters() {
+        let slices = [slice("11-20T10:15", "11-25T00:00"), slice("11-23T00:00", "11-23T12:00")];
+        assert_eq!(
+            pieces(&calendar(), &slices, true),
+            [
+                Piece::Quarters(quarter("11-20T10:15")..quarter("11-21T00:00")),
+                Piece::Days(date("2026-11-21")..date("2026-11-23")),
+                Piece::Quarters(quarter("11-23T00:00")..quarter("11-24T00:00")),
+                Piece::Days(date("2026-11-24")..date("2026-11-25")),
+            ]
+        );
+    }
+
+    #[test]
+    fn hours_of_several_days_are_one_piece() {
+        let whole = slice("11-23T20:00", "11-25T05:00");
+        let hours = calendar().periods(Unit::Hour, whole.span);
+        let slices: Vec<Slice> =
+            hours.iter().map(|hour| Slice { span: hour.span, ..whole.clone() }).collect();
+        let quarters = Piece::Quarters(quarter("11-23T20:00")..quarter("11-25T05:00"));
+        assert_eq!(pieces(&calendar(), &slices, true), [quarters]);
+    }
+
+    #[test]
+    fn traffic_is_in_every_slice_that_it_lies_in_and_in_no_other() {
+        let slices = [
+            slice("11-01T00:00", "12-01T00:00"),
+            slice("11-24T00:00", "11-25T00:00"),
+            slice("11-23T00:00", "11-24T00:00"),
+        ];
+        let mut tally = Tally::new(&slices, &[]);
+        let series = series(Leg::Upstream, None);
+        for (at, count) in [
+            ("10-31T23:45", 1),
+            ("11-01T00:00", 2),
+            ("11-23T23:45", 4),
+            ("11-24T00:00", 8),
+            ("12-01T00:00", 16),
+        ] {
+            tally.add(quarter(at), &series, bytes(count));
+            tally.observe(quarter(at), count);
+        }
+        tally.add_day(&calendar(), date("2026-11-24"), &series, bytes(32));
+        tally.observe_day(&calendar(), date("2026-11-23"), 64);
+        let sums = [0, 1, 2].map(|slice| tally.total(slice).billed.wire_bytes());
+        assert_eq!(sums, [2 + 4 + 8 + 32, 8 + 32, 4]);
+        assert_eq!([0, 1, 2].map(|slice| tally.observed(slice)), [2 + 4 + 8 + 64, 8, 4 + 64]);
+    }
+
+    #[test]
+    fn ports_are_those_of_the_client_leg_and_upstream_is_one() {
+        let mut tally = Tally::new(&[slice("11-01T00:00", "12-01T00:00")], &[Dimension::Port]);
+        for (leg, port, count) in [
+            (Leg::Client, Some(443), 1),
+            (Leg::Client, Some(8443), 2),
+            (Leg::Client, None, 4),
+            (Leg::Upstream, None, 8),
+            (Leg::Client, Some(443), 16),
+        ] {
+            tally.add(quarter("11-24T00:00"), &series(leg, port), bytes(count));
+        }
+        let sums: Vec<_> = tally
+            .sums(0)
+            .map(|(group, sum)| (group.leg, group.port, sum.billed.wire_bytes()))
+            .collect();
+        assert_eq!(
+            sums,
+            [
+                (Some(Leg::Client), Some(None), 4),
+                (Some(Leg::Client), Some(Some(443)), 17),
+                (Some(Leg::Client), Some(Some(8443)), 2),
+                (Some(Leg::Upstream), None, 8),
+            ]
+        );
     }
 }

@@ -24,6 +24,7 @@ pub mod past;
 pub mod past_csv;
 pub mod progress;
 pub mod selftest;
+pub mod status;
 pub mod table;
 mod text;
 pub mod trace;

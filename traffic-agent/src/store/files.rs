@@ -95,9 +95,10 @@ pub(super) fn find(directory: &Path) -> Result<PathBuf, Error> {
     Ok(database)
 }
 
-/// Whether the log of a database is there: the last writer left it.
-pub(super) fn has_log(database: &Path) -> bool {
-    beside(database).next().is_some_and(|log| log.exists())
+/// Whether the log of a database and the index of the log are there: the last writer left them.
+pub(super) fn beside_it(database: &Path) -> (bool, bool) {
+    let mut exist = beside(database).map(|path| path.exists());
+    (exist.next() == Some(true), exist.next() == Some(true))
 }
 
 fn beside(database: &Path) -> impl Iterator<Item = PathBuf> {

@@ -1,6 +1,10 @@
 //! The store as its users see it: what goes in comes out, whatever happens in between.
 
 mod book;
+mod days;
+mod faults;
+mod properties;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -40,14 +40,13 @@ impl History {
         to: &str,
         postings: Vec<(Series, Counters)>,
     ) {
-        self.flush(target, from, to, spread(at(from), at(to)), postings, vec![]);
+        self.flush(target, to, spread(at(from), at(to)), postings, vec![]);
     }
 
     /// Flushes a span of a target.
     pub fn flush(
         &mut self,
         target: &str,
-        _from: &str,
         to: &str,
         observed: Vec<(Quarter, u32)>,
         postings: Vec<(Series, Counters)>,
@@ -55,7 +54,7 @@ impl History {
     ) {
         let end = at(to);
         let last = end - SignedDuration::from_millis(1);
-        let flush = TargetFlush {
+        let target = TargetFlush {
             target: target.to_owned(),
             selector: format!("unit:{target}.service"),
             taken_at: end,
@@ -66,7 +65,9 @@ impl History {
             closed: vec![],
             events,
         };
-        self.store.flush(&Flush { targets: vec![flush], ..Flush::default() }).unwrap();
+        let mut flush = Flush::default();
+        flush.targets.push(target);
+        self.store.flush(&flush).unwrap();
     }
 
     /// Runs a command on it.
