@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, loaded_programs};
 use aya::{Ebpf, EbpfLoader, TestRun as _, TestRunOptions};
-use traffic_agent::kernel::{Counter, Options};
+use traffic_agent::kernel::{Counter, HostCounter, Options};
 
 use crate::clock::ThreadClock;
 use crate::packets::TestPacket;
@@ -28,6 +28,7 @@ enum Kind {
     /// A pair of programs of the bench, by the beginning of their names.
     Bench(&'static str),
     Ours(Options),
+    Host,
 }
 
 /// Returns PASS and does nothing else: the baseline.
@@ -38,6 +39,9 @@ pub const SYSTEMD: Subject = Subject { name: "systemd-like", kind: Kind::Bench("
 pub const ANDROID: Subject = Subject { name: "android-like", kind: Kind::Bench("android") };
 /// Counting, and nothing that is chosen at load.
 pub const OURS: Subject = Subject { name: "ours", kind: Kind::Ours(PLAIN) };
+
+/// The lean instance on the root of the cgroup tree: what every other service of the host pays.
+pub const HOST: Subject = Subject { name: "host ledger", kind: Kind::Host };
 
 /// As `compare` and `exec` load it.
 pub const COMPARE: Subject = Subject {
@@ -59,6 +63,7 @@ pub fn features() -> Vec<Subject> {
         COMPARE,
         // One packet is traced, all others pass the question whether to trace.
         ours("ours, traced", Options { trace_packets: 1, ..PLAIN }),
+        HOST,
     ]
 }
 
@@ -109,6 +114,7 @@ pub struct Programs([CgroupSkb; 2]);
 enum Owner {
     Bench(#[expect(dead_code, reason = "keeps the programs loaded")] Ebpf),
     Ours(Box<Counter>),
+    Host(Box<HostCounter>),
 }
 
 impl Subject {
@@ -117,6 +123,7 @@ impl Subject {
         let loaded = match self.kind {
             Kind::Bench(pair) => load_bench(pair, object),
             Kind::Ours(options) => load_ours(&options),
+            Kind::Host => load_host(),
         };
         loaded.with_context(|| format!("cannot load `{}`", self.name))
     }
@@ -126,6 +133,12 @@ fn load_ours(options: &Options) -> Result<Loaded> {
     let mut counter = Counter::load(options)?;
     let ids = counter.program_ids().context("the kernel names no ids of programs")?;
     Ok(Loaded { owner: Owner::Ours(Box::new(counter)), programs: handles(ids)? })
+}
+
+fn load_host() -> Result<Loaded> {
+    let mut counter = HostCounter::load()?;
+    let ids = counter.program_ids().context("the kernel names no ids of programs")?;
+    Ok(Loaded { owner: Owner::Host(Box::new(counter)), programs: handles(ids)? })
 }
 
 fn load_bench(pair: &str, object: &Path) -> Result<Loaded> {
@@ -160,8 +173,10 @@ fn handles(ids: [u32; 2]) -> Result<Programs> {
 impl Loaded {
     /// Attaches it to a cgroup, until it is dropped.
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
-        if let Owner::Ours(counter) = &mut self.owner {
-            return Ok(counter.attach(cgroup)?);
+        match &mut self.owner {
+            Owner::Ours(counter) => return Ok(counter.attach(cgroup)?),
+            Owner::Host(counter) => return Ok(counter.attach(cgroup)?),
+            Owner::Bench(_) => {}
         }
         let directory = File::open(cgroup)?;
         let hooks = [CgroupSkbAttachType::Ingress, CgroupSkbAttachType::Egress];
@@ -175,7 +190,7 @@ impl Loaded {
     pub fn counter(&mut self) -> Option<&mut Counter> {
         match &mut self.owner {
             Owner::Ours(counter) => Some(counter),
-            Owner::Bench(_) => None,
+            Owner::Bench(_) | Owner::Host(_) => None,
         }
     }
 

@@ -120,6 +120,7 @@ fn full(target: &str, number: u64, quarter: Quarter, series: &[Series]) -> Targe
         absolute: vec![],
         closed: vec![],
         events: vec![],
+        readings: Vec::new(),
     }
 }
 

@@ -93,8 +93,9 @@ pub fn flush(from: u64, to: u64) -> Flush {
         absolute: vec![Absolute { epoch: epoch(), cells: PORTS.map(kept).to_vec() }],
         closed: Vec::new(),
         events: (from..=to).map(event).collect(),
+        readings: Vec::new(),
     };
-    Flush { targets: TARGETS.map(target).to_vec() }
+    Flush { targets: TARGETS.map(target).to_vec(), ..Flush::default() }
 }
 
 /// How many flushes the kept counters are of.

@@ -16,11 +16,13 @@
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
+//! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
 //! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
+pub mod background;
 pub mod contention;
 pub mod daemon;
 pub mod exchange;

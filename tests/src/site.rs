@@ -30,7 +30,7 @@ pub const SERVER_PORT: u16 = 8080;
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// TCP, for lists of ports.
-pub fn tcp(port: u16) -> ListeningPort {
+pub const fn tcp(port: u16) -> ListeningPort {
     ListeningPort { protocol: Protocol::Tcp, port }
 }
 

@@ -246,6 +246,15 @@ pub struct Compare {
     /// Which ports the estimate reads, if not all listening ones; other than that as --port
     #[arg(long, value_name = "[PROTOCOL/]PORT")]
     pub estimate_port: Vec<String>,
+    /// Where `traffic-agent run` keeps its history: with some of this target, `calibrated` is among the
+    /// estimates
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TRAFFIC_AGENT_STATE_DIR",
+        default_value = "/var/lib/traffic-agent"
+    )]
+    pub state_dir: PathBuf,
     /// Add counting rules for the listening ports, and remove them at the end
     #[arg(long)]
     pub add_rules: bool,

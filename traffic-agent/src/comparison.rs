@@ -5,7 +5,9 @@ use std::os::fd::AsFd as _;
 
 use anyhow::Result;
 
+use crate::estimate::calibration::Calibration;
 use crate::estimate::{self, PortBytes};
+use crate::history::Method;
 use crate::kernel::Sample;
 use crate::ledger;
 use crate::measure::{Measurement, finding};
@@ -38,6 +40,8 @@ pub struct Comparison<'h> {
     options: Options,
     network: NetNs,
     added: Option<AddedRules>,
+    /// What the target's history says, by the method that it is of.
+    calibrations: Vec<(Method, Calibration)>,
     rules: firewall::Reading,
     interfaces: Result<interface::Interfaces, interface::Error>,
     start: Sample,
@@ -56,7 +60,21 @@ impl<'h> Comparison<'h> {
         let rules = read_rules(added.as_ref(), &network, &ports)?;
         let interfaces = network.run(interface::read)?;
         let start = measurement.sample()?;
-        Ok(Self { measurement, options: options.clone(), network, added, rules, interfaces, start })
+        Ok(Self {
+            measurement,
+            options: options.clone(),
+            network,
+            added,
+            calibrations: Vec::new(),
+            rules,
+            interfaces,
+            start,
+        })
+    }
+
+    /// Makes `calibrated` one of the estimates, if it is made of one of these methods.
+    pub fn calibrate(&mut self, calibrations: Vec<(Method, Calibration)>) {
+        self.calibrations = calibrations;
     }
 
     /// The measurement behind it.
@@ -161,6 +179,15 @@ impl<'h> Comparison<'h> {
                 report.estimates[recipe] =
                     estimate::estimates("iptables-port", port, comparable).swap_remove(recipe);
             }
+        }
+        // Learnt of all ports, so it says nothing of some of them.
+        let of_source = |(method, _): &&(Method, Calibration)| method.name() == source;
+        if left_out.is_empty()
+            && let Some((_, calibration)) = self.calibrations.iter().find(of_source)
+        {
+            let total = calibration.estimate(seen.sum());
+            let exact = Some(report.total_wire_bytes);
+            report.estimates.push(estimate::calibrated(source, total, exact, *calibration));
         }
         if report.estimates.iter().any(|estimate| estimate.total_bytes == u64::MAX) {
             report.findings.push(finding::at_limit("estimates", false));

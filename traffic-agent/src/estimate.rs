@@ -4,16 +4,42 @@
 //! because a proxy sends on what it receives. Each estimator here is such a recipe; each is held
 //! against the exact figure and against what was claimed for it.
 
+pub mod calibration;
+
 use crate::report::{CaptureRate, Claim, Direction, EstimateReport, Ratio};
+use calibration::Calibration;
 
 /// The client leg as a port's rules, or the hook in their place, count it: L3 bytes, super-packets
 /// as netfilter sees them, loopback included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortBytes {
     /// To the port.
     pub ingress: u64,
     /// From the port.
     pub egress: u64,
+}
+
+impl PortBytes {
+    /// The bytes of one direction.
+    pub fn of_mut(&mut self, direction: Direction) -> &mut u64 {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+
+    /// Both directions.
+    pub fn sum(self) -> u64 {
+        self.ingress.saturating_add(self.egress)
+    }
+
+    /// What came since an earlier reading of the same; never less than nothing.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            ingress: self.ingress.saturating_sub(earlier.ingress),
+            egress: self.egress.saturating_sub(earlier.egress),
+        }
+    }
 }
 
 /// A recipe: which counters are added up, and how often the sum is taken.
@@ -62,9 +88,29 @@ pub fn estimates(source: &'static str, port: PortBytes, exact: Option<u64>) -> V
                 total_bytes,
                 error_percent: exact.and_then(|exact| error_percent(total_bytes, exact)),
                 claims: claims(base, total_bytes, exact),
+                calibration: None,
             }
         })
         .collect()
+}
+
+/// Returns the estimate `calibrated`, of which nothing was claimed.
+pub fn calibrated(
+    source: &'static str,
+    total_bytes: u64,
+    exact: Option<u64>,
+    calibration: Calibration,
+) -> EstimateReport {
+    let exact = exact.filter(|exact| *exact != u64::MAX && total_bytes != u64::MAX);
+    EstimateReport {
+        name: "calibrated",
+        formula: "factor * (dport + sport)",
+        source,
+        total_bytes,
+        error_percent: exact.and_then(|exact| error_percent(total_bytes, exact)),
+        claims: Vec::new(),
+        calibration: Some(calibration.into()),
+    }
 }
 
 /// Returns `100 x (estimate - exact) / exact`, or `None` where exact is 0.

@@ -7,6 +7,8 @@
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
+use crate::estimate::PortBytes;
+use crate::host::HostFlush;
 use crate::report::{CellReport, Counters, Direction, Family, Leg, Origin, Protocol, Scope};
 
 /// A quarter of an hour, counted from 1970-01-01T00:00Z.
@@ -129,6 +131,63 @@ impl EventKind {
     }
 }
 
+/// A method that the daemon reads in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// Rules that match the target's ports.
+    IptablesPort,
+    /// The client leg as the hook counts it.
+    HookPort,
+    /// All interfaces of the target's network namespace but loopback.
+    Interface,
+}
+
+impl Method {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::IptablesPort, Self::HookPort, Self::Interface];
+
+    /// Its name in the database and in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IptablesPort => "iptables-port",
+            Self::HookPort => "hook-port",
+            Self::Interface => "interface",
+        }
+    }
+}
+
+/// What a method counted from one look to the next, beside what is exact of the same span.
+///
+/// Linear: the sum of two readings that lack the same directions is a reading of both spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodReading {
+    /// Which method.
+    pub method: Method,
+    /// The look before.
+    pub start: Timestamp,
+    /// The look.
+    pub end: Timestamp,
+    /// Bytes towards the target; `None` where nothing counts them, or not all listening ports.
+    pub ingress: Option<u64>,
+    /// Bytes from the target; likewise.
+    pub egress: Option<u64>,
+    /// Billed wire bytes of the target in the same span, both legs.
+    pub exact: PortBytes,
+}
+
+/// Readings of a method added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadingSum {
+    /// Of how long they are.
+    pub milliseconds: u64,
+    /// As in [`MethodReading`].
+    pub ingress: Option<u64>,
+    /// As in [`MethodReading`].
+    pub egress: Option<u64>,
+    /// As in [`MethodReading`].
+    pub exact: PortBytes,
+}
+
 /// What one flush adds to the history of one target.
 #[derive(Clone, Debug)]
 pub struct TargetFlush {
@@ -150,6 +209,8 @@ pub struct TargetFlush {
     pub closed: Vec<Epoch>,
     /// What happened.
     pub events: Vec<Event>,
+    /// What other methods counted since their last look, once a minute.
+    pub readings: Vec<MethodReading>,
 }
 
 /// What one flush adds to history: all of it or nothing.
@@ -157,6 +218,8 @@ pub struct TargetFlush {
 pub struct Flush {
     /// Each target at most once.
     pub targets: Vec<TargetFlush>,
+    /// The host's ledger, where it is kept.
+    pub host: Option<HostFlush>,
 }
 
 /// Returns how many milliseconds of the span from `from` to `to` lie in each quarter, in order; what is

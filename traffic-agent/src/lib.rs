@@ -1,5 +1,7 @@
 //! traffic-agent: the library behind the command.
 
+pub mod background;
+pub mod balance;
 pub mod calendar;
 pub mod check;
 pub mod child;
@@ -10,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod estimate;
 pub mod history;
+pub mod host;
 pub mod install;
 pub mod kernel;
 pub mod ledger;

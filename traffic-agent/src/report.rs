@@ -4,9 +4,13 @@
 //! definition to read. Bytes and packets are integers; only percentages and ratios are floats. The
 //! numbers are put together in `ledger` and `estimate`, and turned into text in `render`.
 
+use std::fmt;
+
 use jiff::ZonedDateTime;
 use serde::Serialize;
 use traffic_ebpf::Cell;
+
+use crate::estimate::calibration::{CONFIDENCE_PERCENT, Calibration};
 
 /// Version of the JSON format. Keys are added freely; a changed meaning changes this number.
 pub const FORMAT: u32 = 1;
@@ -470,9 +474,9 @@ pub struct RuleReport {
 }
 
 /// One estimate and how wrong it is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EstimateReport {
-    /// `in-x2`, `out-x2`, `sum-x1`, `sum-x2`.
+    /// `in-x2`, `out-x2`, `sum-x1`, `sum-x2`, `calibrated`.
     pub name: &'static str,
     /// How it is made.
     pub formula: &'static str,
@@ -482,12 +486,47 @@ pub struct EstimateReport {
     pub total_bytes: u64,
     /// `100 x (estimate - exact) / exact`; null where exact is 0 or not comparable.
     pub error_percent: Option<f64>,
-    /// What was published about it, held against this measurement.
+    /// What was published about it, held against this measurement. Of `calibrated` nothing was.
     pub claims: Vec<Claim>,
+    /// What `calibrated` was learnt from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationReport>,
+}
+
+/// A factor that was learnt from history, with its interval ([`crate::estimate::calibration`]).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CalibrationReport {
+    /// Exact bytes per byte in the counters.
+    pub factor: f64,
+    /// Lower end of the interval in which an hour's own factor is to be expected.
+    pub low: f64,
+    /// Its upper end.
+    pub high: f64,
+    /// In so many of 100 hours.
+    pub confidence_percent: u32,
+    /// Of how many hours.
+    pub samples: usize,
+}
+
+impl From<Calibration> for CalibrationReport {
+    fn from(Calibration { factor, low, high, samples }: Calibration) -> Self {
+        Self { factor, low, high, confidence_percent: CONFIDENCE_PERCENT, samples }
+    }
+}
+
+impl fmt::Display for CalibrationReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { factor, low, high, confidence_percent, samples } = self;
+        write!(
+            f,
+            "calibrated: factor {factor:.3}, {confidence_percent} % of hours between {low:.3} and \
+             {high:.3}; learnt from {samples} hours"
+        )
+    }
 }
 
 /// A published claim.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Claim {
     /// In words.
     pub claim: &'static str,

@@ -8,7 +8,8 @@ use std::fs;
 use history::*;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use traffic_agent::history::{Event, EventKind, spread};
+use traffic_agent::estimate::PortBytes;
+use traffic_agent::history::{Event, EventKind, Method, MethodReading, spread};
 use traffic_agent::report::Direction;
 
 /// Two days and a half hour in Shanghai (+08:00): 24 November 2026 begins at 16:00Z of the 23rd.
@@ -350,6 +351,93 @@ fn output_goes_to_a_file_whole() {
     assert_eq!((finished.code, finished.out.as_str()), (Some(0), ""));
     let report: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     assert_eq!(totals(&report), [("interval", both(10_000))]);
+}
+
+/// 40 hours of a proxy that mostly sends: for each 100 MB to the clients 2 MB from them, and 204 to 208 MB that are
+/// billed. Rules count the port from the 30th hour on; before, only the hook does.
+fn forty_hours() -> History {
+    let mut history = History::new("UTC");
+    for hour in 0..40_u64 {
+        let start = at("2026-11-23T00:00:00Z") + SignedDuration::from_hours(hour as i64);
+        let end = start + SignedDuration::from_hours(1);
+        let reading = |method, rules: bool| MethodReading {
+            method,
+            start,
+            end,
+            ingress: rules.then_some(2_000_000),
+            egress: rules.then_some(100_000_000),
+            exact: PortBytes { ingress: 102_000_000, egress: 102_000_000 + hour % 5 * 1_000_000 },
+        };
+        let rules = reading(Method::IptablesPort, hour >= 30);
+        history.read("xray", end, vec![rules, reading(Method::HookPort, true)]);
+    }
+    history
+}
+
+#[test]
+fn errors_of_the_estimates_are_those_of_the_time_in_which_they_were_read() {
+    let history = forty_hours();
+    let arguments = ["--estimates", "--by", "day", "--from", "2026-11-23", "--to", "2026-11-25"];
+    let report = history.json(&arguments);
+    let estimates = |row: usize| -> Vec<(String, String, u64, u64)> {
+        let estimates = report["rows"][row]["estimates"].as_array().unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        estimates
+            .iter()
+            .map(|one| {
+                let bytes = |key: &str| one[key].as_u64().unwrap();
+                (
+                    text(&one["name"]),
+                    text(&one["source"]),
+                    bytes("total_bytes") / 1_000_000,
+                    bytes("exact_bytes") / 1_000_000,
+                )
+            })
+            .collect()
+    };
+    let row =
+        |name: &str, source: &str, total, exact| (name.to_owned(), source.to_owned(), total, exact);
+    // 24 hours by the hook: 24 x 204 and (0 + 1 + 2 + 3 + 4) x 4 + 0 + 1 + 2 + 3 more.
+    let first = estimates(0);
+    assert_eq!(first[0], row("in-x2", "hook-port", 96, 4942));
+    assert_eq!(first[3], row("sum-x2", "hook-port", 4896, 4942));
+    // `calibrated` from the 20th hour on: the factor of 19 hours is 3912 / 1938 and more; hours 19 to 23 are
+    // 208 + 204 + 205 + 206 + 207.
+    assert_eq!((first[4].0.as_str(), first[4].3), ("calibrated", 1030));
+    assert!((1028..1032).contains(&first[4].2), "{first:?}");
+    // The day after, the rules from its 6th hour on: 10 hours, 10 x 204 + 2 x 10.
+    let second = estimates(1);
+    assert_eq!(second[0], row("in-x2", "iptables-port", 40, 2060));
+    assert_eq!(second[1], row("out-x2", "iptables-port", 2000, 2060));
+    let error = report["rows"][1]["estimates"][0]["error_percent"].as_f64().unwrap();
+    assert_eq!(format!("{error:.3}"), "-98.058");
+    assert_eq!(report["rows"][1]["estimates"][0]["claims"][0]["holds"], false);
+    assert_eq!(report["rows"][1]["estimates"][0]["compared_seconds"], 36_000.0);
+    // The 90 % of 40 hours between the second of each end, as factors 2.00 to 2.04.
+    let calibration = &report["targets"][0]["calibration"];
+    assert_eq!(
+        (&calibration["source"], &calibration["samples"]),
+        (&json!("hook-port"), &json!(40))
+    );
+    assert_eq!(
+        (&calibration["hours_judged"], &calibration["hours_held"]),
+        (&json!(21), &json!(21))
+    );
+    let [low, high] = ["low", "high"].map(|key| calibration[key].as_f64().unwrap());
+    assert_eq!((low, high), (204.0 / 102.0, 208.0 / 102.0));
+}
+
+#[test]
+fn estimates_are_divided_by_time_only() {
+    let history = forty_hours();
+    history.run("report", &["--estimates", "--by", "leg"]).assert_complains(2, &["divide by time"]);
+    let days = ["--estimates", "--by", "day", "--from", "2026-11-23", "--to", "2026-11-25"];
+    let table = history.run("report", &days).out;
+    assert!(table.contains("Errors of the estimates"), "{table}");
+    assert!(table.contains("held in 0 of 2 rows"), "{table}");
+    let csv = history.run("report", &[&days[..], &["--format", "csv"]].concat()).out;
+    assert_eq!(csv.lines().count(), 1 + 2 * 5, "{csv}");
+    assert!(csv.starts_with("target,period,start,end,estimate,source,"), "{csv}");
 }
 
 #[test]

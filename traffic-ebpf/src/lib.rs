@@ -228,6 +228,67 @@ impl Connection {
     };
 }
 
+/// Elements of each of the maps `HOST_EVEN` and `HOST_ODD`. At 64 bytes for each CPU, and some 130 more.
+pub const HOST_ENTRIES: u32 = 4096;
+/// In a [`HostKey`]: the packet has no owner.
+pub const HOST_NOBODY: u64 = 0;
+
+/// Whose traffic it is, and where: the key of the maps `HOST_EVEN` and `HOST_ODD`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostKey {
+    /// Id of the socket's cgroup; [`HOST_NOBODY`] for what the kernel itself sends.
+    pub cgroup: u64,
+    /// Inode of the socket's network namespace; 0 if the kernel does not tell.
+    pub namespace: u32,
+    /// Number of the interface there.
+    pub interface: u32,
+}
+
+// The kernel hashes every byte of a key: there is no padding.
+const _: () = assert!(size_of::<HostKey>() == 16 && align_of::<HostKey>() == 8);
+
+/// What is added up for a [`HostKey`] in one direction. As in [`Sums`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSums {
+    /// As in [`Cell`].
+    pub packets: u64,
+    /// As in [`Cell`].
+    pub bytes: u64,
+    /// As in [`Sums`].
+    pub split_packets: u64,
+    /// As in [`Sums`]: wraps.
+    pub split_bytes: u64,
+}
+
+const _: () = assert!(size_of::<HostSums>() == 32 && align_of::<HostSums>() == 8);
+
+impl HostSums {
+    /// Nothing yet.
+    pub const ZERO: Self = Self { packets: 0, bytes: 0, split_packets: 0, split_bytes: 0 };
+
+    /// Adds another CPU's sums.
+    pub const fn add(&mut self, other: &Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.split_packets = self.split_packets.saturating_add(other.split_packets);
+        self.split_bytes = self.split_bytes.wrapping_add(other.split_bytes);
+    }
+
+    /// Returns what the sums stand for; what is not counted here stays 0.
+    pub const fn cell(&self) -> Cell {
+        Cell {
+            packets: self.packets,
+            bytes: self.bytes,
+            wire_packets: self.packets.saturating_add(self.split_packets),
+            wire_bytes: self.bytes.saturating_add_signed(self.split_bytes as i64),
+            payload_bytes: 0,
+            retransmitted_bytes: 0,
+        }
+    }
+}
+
 /// Where the programs find the fields of the kernel's structures that they read: the name of the constant,
 /// the structure, and the path to the member. The agent fills them in from the running kernel's BTF.
 pub const OFFSETS: [(&str, &str, &str); 30] = [

@@ -36,7 +36,7 @@ use traffic_ebpf::{
 pub const PASS: i32 = 1;
 
 /// Source: include/uapi/linux/if_packet.h.
-const PACKET_LOOPBACK: u32 = 5;
+pub const PACKET_LOOPBACK: u32 = 5;
 
 /// Offset of the sequence number in a TCP header.
 const TCP_SEQUENCE: u64 = 4;
@@ -182,7 +182,7 @@ fn count(ctx: &SkBuffContext, direction: u32) {
 
 /// Returns what is behind the headers.
 #[inline(always)]
-fn payload(len: u64, headers: Headers) -> u64 {
+pub fn payload(len: u64, headers: Headers) -> u64 {
     let header_bytes = headers.bytes() + headers.unsent_bytes();
     // Not `saturating_sub`, for which the compiler makes twice as much.
     if len > header_bytes { len - header_bytes } else { 0 }
@@ -190,7 +190,7 @@ fn payload(len: u64, headers: Headers) -> u64 {
 
 /// Returns by how many packets and bytes a super-packet is more on the wire.
 #[inline(always)]
-fn split(headers: Headers, payload_bytes: u64, gso_size: u64) -> (u64, u64) {
+pub fn split(headers: Headers, payload_bytes: u64, gso_size: u64) -> (u64, u64) {
     let packets = wire::split_packets(payload_bytes, gso_size);
     (packets, (packets * headers.bytes()).wrapping_sub(headers.unsent_bytes()))
 }

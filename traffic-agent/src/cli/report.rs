@@ -15,7 +15,9 @@ pub(super) const EXAMPLES: &str = "Examples:
   traffic-agent report xray --by day,leg --from 2026-11 --to 2026-12
   traffic-agent report --by port --from 7d        which port used what since a week ago
   traffic-agent report --by hour --from yesterday --to today --time-zone Asia/Kolkata
+  traffic-agent report --by cgroup --from today   what every service of the host used, and the balance
   traffic-agent report --by month --from 2026 --format csv > 2026.csv
+  traffic-agent report --by day --estimates       how wrong 2 x in and the others were, day by day
 
 Spans are half-open: --from 2026-11 --to 2026-12 is November, all of it.
 A row that was not observed all the time is marked with the share that was, and what happened is below.
@@ -25,7 +27,10 @@ day, what they are divided by, billed, unbilled and loopback by direction, total
 observed_seconds, observable_seconds, complete and notes; `targets` have the sums of the whole interval.
 CSV: the columns kind, target, period, start, end, interface, leg, protocol, port, scope, direction,
 packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes, modelled_link_bytes,
-observed_seconds, observable_seconds, complete, note; one line per row, scope and direction.";
+observed_seconds, observable_seconds, complete, note; one line per row, scope and direction.
+With --estimates: target, period, start, end, estimate, source, estimated_bytes, exact_bytes,
+compared_seconds, error_percent, the three published claims (true, false or empty), factor, low, high,
+samples; one line per row and estimate. In JSON each row has estimates, and each target a calibration.";
 
 /// Where the history is, and whose.
 #[derive(Args, Clone, Debug)]
@@ -66,6 +71,10 @@ pub struct Report {
     /// Ethernet
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000))]
     pub link_overhead: Option<u32>,
+    /// How wrong the estimates were in each row of time: of the rules' counters where they were read, else of
+    /// the hook's
+    #[arg(long)]
+    pub estimates: bool,
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at their type")]
     pub printing: Printing,
@@ -118,6 +127,8 @@ pub enum By {
     Interface,
     /// billed, unbilled, loopback
     Scope,
+    /// Every cgroup of the host, and the balance with what the interfaces counted (`run` with `host = true`)
+    Cgroup,
 }
 
 impl By {
@@ -129,7 +140,12 @@ impl By {
             Self::Week => Some(Unit::Week),
             Self::Month => Some(Unit::Month),
             Self::Year => Some(Unit::Year),
-            Self::Leg | Self::Port | Self::Protocol | Self::Interface | Self::Scope => None,
+            Self::Leg
+            | Self::Port
+            | Self::Protocol
+            | Self::Interface
+            | Self::Scope
+            | Self::Cgroup => None,
         }
     }
 
@@ -141,7 +157,7 @@ impl By {
             Self::Protocol => Some(Dimension::Protocol),
             Self::Interface => Some(Dimension::Interface),
             Self::Scope => Some(Dimension::Scope),
-            Self::Hour | Self::Day | Self::Week | Self::Month | Self::Year => None,
+            Self::Hour | Self::Day | Self::Week | Self::Month | Self::Year | Self::Cgroup => None,
         }
     }
 
@@ -158,6 +174,7 @@ impl By {
             Self::Protocol => "protocol",
             Self::Interface => "interface",
             Self::Scope => "scope",
+            Self::Cgroup => "cgroup",
         }
     }
 }

@@ -1,20 +1,26 @@
 //! `compare`: exact totals beside every estimate, for a while or while a command runs.
 
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use jiff::ZonedDateTime;
+use jiff::{Timestamp, ZonedDateTime};
 
 use super::output::{self, Sink};
+use super::report;
 use super::subject::{self, Subject};
 use super::{DONE, INCOMPLETE};
+use crate::calendar::Span;
 use crate::cli::Compare;
 use crate::comparison::{self, Comparison};
+use crate::estimate::calibration::Calibration;
+use crate::history::Method;
 use crate::measure::{Measurement, Plan};
 use crate::render::progress::Progress;
 use crate::report::{ExitStatus, FORMAT, Interval, Report};
 use crate::signals::Signals;
+use crate::store::{self, Reader, TargetEntry};
 use crate::target::{self, Cgroup, Host, PortFilter, Selector};
 use crate::units;
 
@@ -60,10 +66,19 @@ async fn measured(args: Compare) -> Result<i32> {
     let mut overlaps = target::resolve::overlaps(&named);
     let mut comparisons = Vec::new();
     for plan in plans {
+        let past = calibrations(&args.state_dir, &plan);
         let mut measurement = Measurement::start(&host, plan)?;
         // Of all targets: the first carries them.
         overlaps.drain(..).for_each(|finding| measurement.add_finding(finding));
-        comparisons.push(Comparison::start(measurement, &options)?);
+        let mut comparison = Comparison::start(measurement, &options)?;
+        match past {
+            Ok(calibrations) => comparison.calibrate(calibrations),
+            Err(reason) if args.printing.verbose => {
+                output::note(&format!("no estimate `calibrated`: {reason}"));
+            }
+            Err(_) => {}
+        }
+        comparisons.push(comparison);
     }
     let begun = ZonedDateTime::now();
     let started = Instant::now();
@@ -100,6 +115,30 @@ async fn measured(args: Compare) -> Result<i32> {
     match status {
         Some(status) => Ok(output::code_after(status, finish())),
         None => finish(),
+    }
+}
+
+/// What the history says of a target, or why it says nothing.
+fn calibrations(state_dir: &Path, plan: &Plan) -> Result<Vec<(Method, Calibration)>, String> {
+    let failed = |error: store::Error| format!("{:#}", anyhow::Error::from(error));
+    let reader = Reader::open(state_dir).map_err(failed)?;
+    let targets = reader.targets().map_err(failed)?;
+    let is = |target: &&TargetEntry| target.selector == plan.selector;
+    let target = targets.iter().find(is).ok_or_else(|| {
+        format!("the history in {} has no {}", state_dir.display(), plan.selector)
+    })?;
+    let now = Timestamp::now().max(target.last_flush);
+    // All of it is past.
+    let errors =
+        report::errors(&reader, &target.name, Span { start: now, end: now }).map_err(failed)?;
+    let newest = errors.newest();
+    let calibrations: Vec<(Method, Calibration)> = newest
+        .iter()
+        .filter_map(|(method, one)| Some((*method, one.as_ref().ok().copied()?)))
+        .collect();
+    match (calibrations.is_empty(), newest) {
+        (true, [_, (_, Err(too_few))]) => Err(too_few.to_string()),
+        _ => Ok(calibrations),
     }
 }
 

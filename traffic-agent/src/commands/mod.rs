@@ -10,6 +10,7 @@ mod install;
 mod manual;
 mod output;
 mod report;
+mod report_host;
 mod run;
 mod selftest;
 mod service;
@@ -46,7 +47,14 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
             || cause.is::<crate::config::Invalid>()
             || cause.is::<service::NobodyToAsk>()
             || cause.is::<calendar::ParseError>()
-            || matches!(cause.downcast_ref(), Some(report::Error::TwoUnits(..)))
+            || matches!(
+                cause.downcast_ref(),
+                Some(
+                    report::Error::TwoUnits(..)
+                        | report::Error::CgroupAlone
+                        | report::Error::Divided(..)
+                )
+            )
     };
     if error.chain().any(is_usage) { WRONG_USAGE } else { FAILED }
 }

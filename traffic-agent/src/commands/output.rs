@@ -13,6 +13,7 @@ use crate::comparison::Comparison;
 use crate::ledger;
 use crate::measure::Measurement;
 use crate::past::PastReport;
+use crate::past::host::HostPast;
 use crate::proof::SelftestReport;
 use crate::render::interval::{Columns, IntervalReport};
 use crate::render::{self, Stream};
@@ -104,7 +105,20 @@ impl Sink {
         match self.format {
             Format::Table => render::past::write(report, &self.options, out),
             Format::Json => render::json::write(report, out),
+            Format::Csv if report.with_estimates => render::past_estimates::write_csv(report, out),
             Format::Csv => render::past_csv::write(report, out),
+        }
+        .and_then(|()| self.out.flush())
+        .context("cannot write the report")
+    }
+
+    /// Prints what the host's cgroups used.
+    pub fn host_past(&mut self, report: &HostPast) -> Result<()> {
+        let out = &mut self.out;
+        match self.format {
+            Format::Table => render::past_host::write(report, &self.options, out),
+            Format::Json => render::json::write(report, out),
+            Format::Csv => render::past_host::write_csv(report, out),
         }
         .and_then(|()| self.out.flush())
         .context("cannot write the report")

@@ -1,13 +1,17 @@
 //! `report`: what was used, from the history.
 
+use std::ops::Range;
+
 use anyhow::Result;
 use jiff::Timestamp;
 
 use super::output::{self, Sink};
-use super::{DONE, INCOMPLETE};
-use crate::calendar::Calendar;
+use super::{DONE, INCOMPLETE, report_host};
+use crate::calendar::{Calendar, Span};
 use crate::cli::report::{By, History, Report};
+use crate::history::{Method, Quarter};
 use crate::past::coverage::Known;
+use crate::past::errors::Errors;
 use crate::past::plan::{Asked, Plan, plan};
 use crate::past::rows::{Subject, extent, rows};
 use crate::past::tally::{Dimension, Piece, Slice, Tally, pieces};
@@ -21,6 +25,14 @@ pub enum Error {
     /// Two units of time.
     #[error("--by {0},{1}: a row is of one unit of time; choose one of them")]
     TwoUnits(&'static str, &'static str),
+    /// Cgroups and something else.
+    #[error("--by cgroup: it divides the whole host and nothing further; leave out the others")]
+    CgroupAlone,
+    /// An estimate is of all of a target's traffic.
+    #[error(
+        "--by {0} with --estimates: an estimate is of all of a target's traffic; divide by time only"
+    )]
+    Divided(&'static str),
     /// Names no target.
     #[error("the history has no target `{name}`; it has {known}")]
     NoSuchTarget {
@@ -33,9 +45,19 @@ pub enum Error {
 
 /// Runs `report`; returns the exit status.
 pub fn run(args: &Report) -> Result<i32> {
+    if args.by.contains(&By::Cgroup) {
+        return match args.by.as_slice() {
+            [By::Cgroup] => report_host::run(args),
+            _ => Err(Error::CgroupAlone.into()),
+        };
+    }
     let units: Vec<By> = args.by.iter().copied().filter(|by| by.unit().is_some()).collect();
     if let [first, second, ..] = units.as_slice() {
         return Err(Error::TwoUnits(first.name(), second.name()).into());
+    }
+    let divided = args.by.iter().find(|by| by.dimension().is_some());
+    if let Some(by) = divided.filter(|_| args.estimates) {
+        return Err(Error::Divided(by.name()).into());
     }
     let mut sink = Sink::open(&args.printing, output::Default::Stdout)?;
     let report = report(args, Timestamp::now())?;
@@ -78,16 +100,38 @@ fn report(args: &Report, now: Timestamp) -> Result<PastReport> {
         interval: extent(plan.whole.span, &calendar),
         by: args.by.iter().map(|by| by.name()).collect(),
         link_overhead: args.link_overhead,
+        with_estimates: args.estimates,
         targets: Vec::new(),
         rows: Vec::new(),
     };
     let source = Source { reader: &reader, calendar: &calendar, plan: &plan, by: &by, now };
     for entry in targets {
-        let (target, rows) = source.target(entry, args.link_overhead)?;
+        let (mut target, mut rows) = source.target(entry, args.link_overhead)?;
+        if args.estimates {
+            let whole = plan.whole.span;
+            let errors = errors(&reader, &target.name, whole)?;
+            target.calibration = Some(errors.calibration(whole));
+            for row in &mut rows {
+                let (start, end) = (row.extent.start.timestamp(), row.extent.end.timestamp());
+                row.estimates = errors.of(Span { start, end });
+            }
+        }
         report.targets.push(target);
         report.rows.extend(rows);
     }
     Ok(report)
+}
+
+/// Hours before the interval by which its first ones are calibrated: those of 90 days, so that there are
+/// [`WINDOW`](crate::estimate::calibration::WINDOW) with traffic also where nights are idle.
+const LOOK_BACK: i64 = 90 * 96;
+
+/// The readings behind a target's estimates, up to the end of a span.
+pub(super) fn errors(reader: &Reader, target: &str, span: Span) -> Result<Errors, store::Error> {
+    let Range { start, end } = span.quarters();
+    let quarters = Quarter(start.0.saturating_sub(LOOK_BACK))..end;
+    let read = |method| reader.readings(target, method, quarters.clone());
+    Ok(Errors::new(read(Method::IptablesPort)?, read(Method::HookPort)?))
 }
 
 /// The calendar that was asked for, or that of the history.

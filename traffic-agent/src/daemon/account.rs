@@ -334,7 +334,7 @@ fn gap(start: Timestamp, end: Timestamp, message: String) -> Event {
 
 /// The quarter that traffic between two readings is kept in: that of the later one, unless it came on time
 /// at the end of the one before.
-fn quarter_of(before: Timestamp, now: Timestamp) -> Quarter {
+pub(super) fn quarter_of(before: Timestamp, now: Timestamp) -> Quarter {
     let quarter = Quarter::of(now);
     let into = Duration::try_from(now.duration_since(quarter.start())).unwrap_or_default();
     let is_next = Quarter::of(before).next() == quarter;

@@ -10,7 +10,9 @@ use anyhow::Result;
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
-use crate::history::{Absolute, Epoch, Event, EventKind, Quarter, Series, TargetFlush, spread};
+use crate::history::{
+    Absolute, Epoch, Event, EventKind, MethodReading, Quarter, Series, TargetFlush, spread,
+};
 use crate::ledger;
 use crate::report::{CellReport, Counters};
 
@@ -24,6 +26,7 @@ struct Page {
     absolute: BTreeMap<Epoch, Absolute>,
     closed: Vec<Epoch>,
     events: Vec<Event>,
+    readings: Vec<MethodReading>,
 }
 
 impl Page {
@@ -36,6 +39,7 @@ impl Page {
             absolute: BTreeMap::new(),
             closed: Vec::new(),
             events: Vec::new(),
+            readings: Vec::new(),
         }
     }
 
@@ -134,6 +138,12 @@ impl Book {
         self.page(quarter, now).events.push(event);
     }
 
+    /// Adds what other methods counted.
+    pub fn compare(&mut self, now: Timestamp, readings: Vec<MethodReading>) {
+        let quarter = self.pages.back().map_or(Quarter::of(now), |page| page.quarter);
+        self.page(quarter, now).readings.extend(readings);
+    }
+
     /// Forgets the counters of an epoch: they are gone, or all of them is in the history.
     pub fn close(&mut self, now: Timestamp, epoch: &Epoch) {
         if self.posted.remove(epoch).is_some() {
@@ -160,6 +170,7 @@ impl Book {
             absolute: page.absolute.values().cloned().collect(),
             closed: page.closed.clone(),
             events: page.events.clone(),
+            readings: page.readings.clone(),
         })
     }
 

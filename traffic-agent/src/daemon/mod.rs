@@ -7,6 +7,7 @@
 mod account;
 mod book;
 pub mod clock;
+mod host;
 mod targets;
 mod watch;
 
@@ -19,6 +20,7 @@ use log::{error, info, warn};
 use tokio::time::{Instant, sleep_until};
 
 use self::clock::{Now, until_next_quarter};
+use self::host::Host as HostSide;
 use self::targets::Targets;
 use self::watch::Watch;
 use crate::config::{self, Config};
@@ -76,6 +78,7 @@ impl Due {
 struct Daemon<'h> {
     config: Config,
     targets: Targets<'h>,
+    host: HostSide,
     store: Option<Store>,
     watch: Watch,
     due: Due,
@@ -102,11 +105,13 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     // Before the first look, so that nothing happens in between.
     let watch = Watch::begin(host.cgroups.mount()).context("cannot watch the cgroup tree")?;
     let now = Now::read();
+    let host_side = HostSide::new(config.host, root.clone(), boot_id.clone(), now);
     let targets = Targets::open(&host, root, boot_id, &config.targets, now)?;
     let pause = config.interval.least;
     let mut daemon = Daemon {
         config,
         targets,
+        host: host_side,
         store: None,
         watch,
         due: Due::now(),
@@ -209,7 +214,7 @@ impl Daemon<'_> {
             self.due.look = instant + LOOK_FOR_ABSENT;
         }
         let news = self.targets.has_news() && instant >= self.due.flush;
-        if news || instant >= self.due.flush_time {
+        if news || instant >= self.due.flush_time || self.host.is_due(now) {
             self.flush();
         }
     }
@@ -231,7 +236,15 @@ impl Daemon<'_> {
         self.due.flush = instant + self.config.flush_interval;
         self.due.flush_time = instant + FLUSH_TIME.max(self.config.flush_interval);
         let Some(store) = &mut self.store else { return };
-        match self.targets.flush(store) {
+        let now = Now::read();
+        let (machine, cgroups) = (self.targets.machine(), self.targets.of_host());
+        let host = self.host.sample(store, machine, &cgroups, now);
+        let mut waiting = host.clone();
+        let result = self.targets.flush(store, &mut waiting);
+        if let (Some(flush), None) = (&host, &waiting) {
+            self.host.flushed(flush, now);
+        }
+        match result {
             Ok(()) => {
                 if self.complaint.take().is_some() {
                     info!("the history takes what was counted again: nothing is lost");
@@ -259,8 +272,20 @@ impl Daemon<'_> {
 
     fn prune(&mut self) {
         let Some(store) = &mut self.store else { return };
-        let config::Retention { quarters_days, days_days, events_days, .. } = self.config.retention;
-        let retention = store::Retention { quarters_days, days_days, events_days };
+        let config::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_quarters_days,
+        } = self.config.retention;
+        let retention = store::Retention {
+            quarters_days,
+            days_days,
+            events_days,
+            estimates_minutes_days,
+            estimates_quarters_days,
+        };
         if let Err(error) = store.prune(&retention) {
             self.complain(&anyhow::Error::from(error).context("cannot forget what is too old"));
         }
@@ -299,6 +324,7 @@ impl Daemon<'_> {
         }
         logging::set_level(new.log_level);
         self.config = new;
+        self.host.want(self.config.host);
         self.targets.change(&self.config.targets, self.store.as_mut(), now);
         if self.store.is_none() {
             self.open_store(now);

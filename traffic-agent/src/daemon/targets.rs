@@ -10,6 +10,7 @@ use super::account::{Account, remark};
 use super::clock::Now;
 use crate::config::Target;
 use crate::history::{Event, Flush};
+use crate::host::{HostFlush, HostTarget};
 use crate::kernel::pins::PinRoot;
 use crate::report::Severity;
 use crate::store::Store;
@@ -100,6 +101,20 @@ impl<'h> Targets<'h> {
         Ok(())
     }
 
+    /// The targets' cgroups, for the host's ledger.
+    pub fn of_host(&self) -> Vec<HostTarget> {
+        let of_entry = |entry: &Entry<'_>| HostTarget {
+            name: entry.account.target().spec.name.clone(),
+            cgroups: entry.account.cgroups().iter().map(|cgroup| cgroup.path.clone()).collect(),
+        };
+        self.accounts.iter().map(of_entry).collect()
+    }
+
+    /// The machine they are on.
+    pub fn machine(&self) -> &'h Host {
+        self.host
+    }
+
     /// Looks which cgroups some of the targets have now.
     pub fn look(&mut self, now: Now, silent_since: Timestamp, which: impl Fn(&Entry<'h>) -> bool) {
         for entry in &mut self.accounts {
@@ -183,16 +198,22 @@ impl<'h> Targets<'h> {
     }
 
     /// Writes all books, the oldest pages first.
-    pub fn flush(&mut self, store: &mut Store) -> Result<()> {
+    ///
+    /// `host`: goes with them, and is taken when it is in the history.
+    pub fn flush(&mut self, store: &mut Store, host: &mut Option<HostFlush>) -> Result<()> {
         loop {
             let mut books: Vec<_> =
                 self.accounts.iter_mut().filter_map(|entry| entry.account.book()).collect();
             books.retain(|book| book.oldest().is_some());
             let targets = books.iter().filter_map(|book| book.oldest()).collect();
-            if books.is_empty() {
+            if books.is_empty() && host.is_none() {
                 break;
             }
-            store.flush(&Flush { targets })?;
+            let flush = Flush { targets, host: host.take() };
+            if let Err(error) = store.flush(&flush) {
+                *host = flush.host;
+                return Err(error.into());
+            }
             books.into_iter().for_each(|book| book.flushed());
         }
         let now = Now::read();
@@ -215,7 +236,7 @@ impl<'h> Targets<'h> {
             // What it has read is flushed before, with the others.
             let known = self.accounts.iter().position(|it| it.account.target().spec.name == *name);
             if let Some(store) = store.as_deref_mut()
-                && let Err(error) = self.flush(store)
+                && let Err(error) = self.flush(store, &mut None)
             {
                 error!("target {name} stays as it was: {error:#}");
                 continue;
@@ -274,7 +295,7 @@ impl<'h> Targets<'h> {
             boot_id: self.boot_id.clone(),
             accounts: vec![Entry { account, complaint: None }],
         };
-        last.flush(store)?;
+        last.flush(store, &mut None)?;
         last.accounts.into_iter().try_for_each(|entry| entry.account.detach())
     }
 

@@ -11,6 +11,7 @@ mod bpf;
 mod btf;
 mod figures;
 mod generation;
+mod host;
 mod links;
 mod object;
 mod pinned;
@@ -49,6 +50,7 @@ use traffic_ebpf::{
 pub use self::{
     answered::{Answered, Unavailable},
     figures::{LoadedFigures, ProgramFigures},
+    host::{HostCells, HostCounter, HostSample},
     pinned::Retired,
     slots::{Owner, SlotTables},
     trace::Trace,
@@ -261,6 +263,7 @@ impl Counter {
         };
         let mut loader = EbpfLoader::new();
         answered::size_maps(&mut loader, layout.is_ok());
+        host::size_maps(&mut loader);
         if let Ok(layout) = &layout {
             layout.set(&mut loader);
         }

@@ -83,7 +83,7 @@ impl Counter {
         let earlier = root.earlier(name)?;
         pins.create()?;
         for earlier in &earlier {
-            take_over_maps(earlier, &pins)?;
+            take_over_maps(earlier, &pins, SHARED)?;
         }
         check_layouts(&pins)?;
         let generation = next_generation(&pins)?;
@@ -153,8 +153,12 @@ fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Pins the maps that both versions use in the later one's place too.
-fn take_over_maps(earlier: &Pins, pins: &Pins) -> Result<(), Error> {
-    for name in SHARED {
+pub(super) fn take_over_maps(
+    earlier: &Pins,
+    pins: &Pins,
+    names: impl IntoIterator<Item = &'static str>,
+) -> Result<(), Error> {
+    for name in names {
         let (from, to) = (earlier.map(name), pins.map(name));
         if from.exists() && !to.exists() {
             let map = bpf::open_pinned(&from).map_err(pin_error(&from))?;

@@ -65,6 +65,9 @@ pub enum Error {
     },
 }
 
+/// The name of the host's ledger beside those of the targets, none of which has such a character.
+pub(super) const HOST: &str = "~host";
+
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::File { action, path, source }
@@ -130,6 +133,7 @@ impl PinRoot {
         for abi in self.abis()? {
             names.extend(list(&self.directory(abi))?);
         }
+        names.retain(|name| name != HOST);
         names.sort_unstable();
         names.dedup();
         Ok(names)

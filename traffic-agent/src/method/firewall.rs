@@ -44,31 +44,60 @@ impl Firewall {
     /// [`Reading::unavailable`] says why.
     pub fn read(netns: Option<BorrowedFd<'_>>, ports: &[ListeningPort]) -> Reading {
         let sources = sources();
-        let results: Vec<_> = thread::scope(|scope| {
-            let runs: Vec<_> =
-                sources.iter().map(|source| scope.spawn(move || source.read(netns))).collect();
-            runs.into_iter().map(thread::ScopedJoinHandle::join).collect()
-        });
-        let mut texts = Vec::new();
-        let mut problems = Vec::new();
-        let mut refused = Vec::new();
-        for (source, result) in sources.iter().zip(results) {
-            match result {
-                Ok(Ok(text)) if text.is_empty() && source.is_blind() => {
-                    refused.push(source.program)
-                }
-                Ok(Ok(text)) => texts.push((source.clone(), text)),
-                Ok(Err(run::Error::NotPermitted { .. })) => refused.push(source.program),
-                Ok(Err(error)) => problems.push(chain(&error)),
-                Err(_) => problems.push(format!("the reading of {} broke off", source.program)),
-            }
-        }
-        if !refused.is_empty() {
-            let program = refused.join(", ");
-            problems.push(run::Error::NotPermitted { program }.to_string());
-        }
+        let results: Vec<_> = run_all(&sources, |_| None, netns);
+        let (texts, problems) = sort_out(&sources, results);
         interpret(&texts, problems, ports)
     }
+}
+
+/// What a program printed; `None` if its reading broke off.
+pub(super) type Printed = Option<Result<String, run::Error>>;
+
+/// Runs the programs side by side, but for those whose output is known.
+pub(super) fn run_all(
+    sources: &[Source],
+    known: impl Fn(&Source) -> Option<String>,
+    netns: Option<BorrowedFd<'_>>,
+) -> Vec<Printed> {
+    thread::scope(|scope| {
+        let runs: Vec<_> = sources
+            .iter()
+            .map(|source| match known(source) {
+                Some(text) => Err(text),
+                None => Ok(scope.spawn(move || source.read(netns))),
+            })
+            .collect();
+        runs.into_iter()
+            .map(|run| match run {
+                Err(text) => Some(Ok(text)),
+                Ok(run) => run.join().ok(),
+            })
+            .collect()
+    })
+}
+
+/// Parts what was printed from what went wrong.
+pub(super) fn sort_out(
+    sources: &[Source],
+    results: Vec<Printed>,
+) -> (Vec<(Source, String)>, Vec<String>) {
+    let mut texts = Vec::new();
+    let mut problems = Vec::new();
+    let mut refused = Vec::new();
+    for (source, result) in sources.iter().zip(results) {
+        match result {
+            Some(Ok(text)) if text.is_empty() && source.is_blind() => refused.push(source.program),
+            Some(Ok(text)) => texts.push((source.clone(), text)),
+            Some(Err(run::Error::NotPermitted { .. })) => refused.push(source.program),
+            Some(Err(error)) => problems.push(chain(&error)),
+            None => problems.push(format!("the reading of {} broke off", source.program)),
+        }
+    }
+    if !refused.is_empty() {
+        let program = refused.join(", ");
+        problems.push(run::Error::NotPermitted { program }.to_string());
+    }
+    (texts, problems)
 }
 
 /// An error and its causes in one line.
@@ -78,15 +107,15 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// A program that prints counters.
-#[derive(Clone, Debug)]
-struct Source {
-    program: &'static str,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    pub(super) program: &'static str,
     path: PathBuf,
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// A save program of one backend, or the plain one of an unknown backend (empty).
     Save {
         command: &'static str,
@@ -105,6 +134,11 @@ impl Source {
         run::run(&self.path, arguments, "", netns)
     }
 
+    /// Whether it reads nf_tables and nothing else.
+    pub(super) fn is_nf_tables(&self) -> bool {
+        matches!(self.kind, Kind::Nft | Kind::Save { backend: "nft", .. })
+    }
+
     /// Without rights the legacy programs print nothing and succeed, as if there were no rules.
     fn is_blind(&self) -> bool {
         let names = match self.kind {
@@ -117,7 +151,7 @@ impl Source {
 }
 
 /// The installed programs; plain `iptables-save` is nearly always a link to one of the other two.
-fn sources() -> Vec<Source> {
+pub(super) fn sources() -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
     let save = |program, command, family, backend| {
         let kind = Kind::Save { command, family, backend };
@@ -159,7 +193,7 @@ fn sources() -> Vec<Source> {
 }
 
 /// Makes one ruleset of what the programs printed. Pure.
-fn interpret(
+pub(super) fn interpret(
     texts: &[(Source, String)],
     mut problems: Vec<String>,
     ports: &[ListeningPort],
@@ -216,6 +250,11 @@ impl Reading {
         let (candidates, coverage) = choice::choose(&ruleset, ports);
         let rules = candidates.into_iter().map(|candidate| candidate.counter).collect();
         Self { rules, coverage, programs, problems, ruleset, ports: ports.to_vec() }
+    }
+
+    /// The same reading, judged for other ports.
+    pub fn for_ports(&self, ports: &[ListeningPort]) -> Self {
+        Self::of(self.ruleset.clone(), ports, self.programs.clone(), self.problems.clone())
     }
 
     /// Absolute bytes of the counted rules; `None` where no rule counts the direction.

@@ -21,6 +21,18 @@ pub struct InterfaceCounters {
     pub egress_packets: u64,
 }
 
+impl InterfaceCounters {
+    /// What was counted since; `None` if one of them is smaller than before.
+    pub fn since(&self, earlier: &Self) -> Option<Self> {
+        Some(Self {
+            ingress_bytes: self.ingress_bytes.checked_sub(earlier.ingress_bytes)?,
+            ingress_packets: self.ingress_packets.checked_sub(earlier.ingress_packets)?,
+            egress_bytes: self.egress_bytes.checked_sub(earlier.egress_bytes)?,
+            egress_packets: self.egress_packets.checked_sub(earlier.egress_packets)?,
+        })
+    }
+}
+
 /// All interfaces at one instant, by name.
 pub type Interfaces = BTreeMap<String, InterfaceCounters>;
 

@@ -4,6 +4,7 @@
 //! the two readings is what it saw. A method that cannot be read says why.
 //!
 //! * [`firewall`]: the counters of rules that match the target's ports (`iptables-port`).
+//! * [`watch`]: the same, once a minute for months.
 //! * [`added`]: counting rules of our own, for as long as a measurement takes (`--add-rules`).
 //! * [`interface`]: what the interfaces count.
 //! * [`classic`]: the one line of the original script.
@@ -12,6 +13,7 @@ pub mod added;
 mod choice;
 pub mod classic;
 pub mod firewall;
+mod generation;
 pub mod interface;
 mod iptables;
 mod nft;
@@ -23,7 +25,8 @@ mod ruleset;
 mod run;
 mod shadow;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+pub mod watch;
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -22,7 +22,10 @@ const DIRECTORIES: [&str; 6] =
 /// Why a program gave no output to read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("no right to run {program} here: run as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN")]
+    #[error(
+        "no right to run {program} here: run as root, or with CAP_NET_ADMIN, with CAP_NET_RAW for legacy \
+         tables, and with CAP_SYS_ADMIN for another network namespace"
+    )]
     NotPermitted { program: String },
     #[error("cannot run {program}")]
     Spawn {

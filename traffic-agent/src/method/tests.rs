@@ -20,7 +20,7 @@ const UFW_6: [&str; 2] =
     [include_str!("fixtures/ufw6-start.txt"), include_str!("fixtures/ufw6-end.txt")];
 const UFW_NFT: &str = include_str!("fixtures/ufw-nft-1.0.6.json");
 
-fn tcp(port: u16) -> ListeningPort {
+pub(crate) fn tcp(port: u16) -> ListeningPort {
     ListeningPort { protocol: Protocol::Tcp, port }
 }
 
@@ -53,7 +53,7 @@ fn filter(rules: &[(u64, u64, &str)]) -> String {
     text + "COMMIT\n"
 }
 
-fn of(rules: &[(u64, u64, &str)], ports: &[ListeningPort]) -> Reading {
+pub(crate) fn of(rules: &[(u64, u64, &str)], ports: &[ListeningPort]) -> Reading {
     reading(&[(&filter(rules), "iptables-nft", "ip")], ports)
 }
 

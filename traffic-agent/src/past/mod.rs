@@ -7,6 +7,8 @@
 //! [`projection`] what this month comes to, and [`rows`] puts it together.
 
 pub mod coverage;
+pub mod errors;
+pub mod host;
 pub mod plan;
 pub mod projection;
 pub mod rows;
@@ -17,6 +19,7 @@ use jiff::{ZonedDateTime, civil::Date};
 use serde::Serialize;
 
 use crate::report::{Counters, Directions, Finding, Scope, Scopes, rfc3339};
+use errors::{PastCalibration, PastEstimate};
 use projection::Projection;
 use tally::Group;
 
@@ -39,6 +42,9 @@ pub struct PastReport {
     /// Bytes of a link-layer header, where a model of what interfaces count was asked for.
     #[serde(rename = "link_overhead_bytes", skip_serializing_if = "Option::is_none")]
     pub link_overhead: Option<u32>,
+    /// Whether estimates were asked for.
+    #[serde(skip)]
+    pub with_estimates: bool,
     /// One element per target, in the order of their names.
     pub targets: Vec<TargetPast>,
     /// By target, in the order of time.
@@ -79,6 +85,9 @@ pub struct TargetPast {
     /// What this month comes to; only in the overview.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projection: Option<Projection>,
+    /// What `calibrated` is worth, where estimates were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<PastCalibration>,
     /// What is wrong, missing or worth knowing.
     pub findings: Vec<Finding>,
 }
@@ -109,6 +118,9 @@ pub struct Row {
     /// How much of the span was observed.
     #[serde(flatten)]
     pub coverage: Coverage,
+    /// The estimates and their errors, where they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub estimates: Vec<PastEstimate>,
 }
 
 impl Row {

@@ -59,6 +59,7 @@ pub fn rows(
                 total_wire_bytes: totals.billed.wire_bytes(),
                 modelled_link_bytes: None,
                 coverage: coverage.clone(),
+                estimates: Vec::new(),
             };
             let Directions { ingress, egress } = row.figures();
             let both: Counters = [ingress, egress].into_iter().sum();
@@ -82,6 +83,7 @@ pub fn rows(
         totals,
         coverage: coverage(subject, &plan.whole, tally.observed(0), calendar),
         projection: project(plan, tally, calendar),
+        calibration: None,
         findings: findings(subject, plan.whole.span, &totals, calendar),
     };
     (target, rows)

@@ -159,6 +159,10 @@ fn write_estimates(
         grid.styled_row(row);
     }
     grid.write(out)?;
+    for calibration in estimates.iter().filter_map(|estimate| estimate.calibration) {
+        let indent = [("", Style::Plain, 2)];
+        write_labelled(&indent, &calibration.to_string(), options, out)?;
+    }
     if claims.is_empty() {
         return Ok(());
     }

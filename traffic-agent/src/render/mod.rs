@@ -22,6 +22,8 @@ pub mod json;
 mod methods;
 pub mod past;
 pub mod past_csv;
+pub mod past_estimates;
+pub mod past_host;
 pub mod progress;
 pub mod selftest;
 pub mod status;

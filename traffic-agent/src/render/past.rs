@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use super::{
     Options,
     bar::{self, Column, Figures},
+    past_estimates,
     table::{FIGURES, exact, word, write_findings, write_title},
     text::{Grid, Style, paint, tame, write_labelled},
 };
@@ -61,6 +62,9 @@ fn write_target(
         write_labelled(&[("", Style::Plain, 2)], &projected(projection), options, out)?;
         write_unbilled(rows, options, out)?;
     }
+    let named: Vec<(String, &Row)> =
+        rows.iter().enumerate().map(|(index, row)| (period(rows, index), *row)).collect();
+    past_estimates::write(target, &named, options, out)?;
     write_notes(target, options, out)?;
     if !target.findings.is_empty() {
         write_title("Findings", options, out)?;
@@ -105,7 +109,7 @@ fn share(percent: f64) -> String {
     format_percent(percent.min(99.99))
 }
 
-fn minutes(Extent { start, end }: &Extent) -> String {
+pub(super) fn minutes(Extent { start, end }: &Extent) -> String {
     // Both offsets, where they are not the same.
     let format =
         if start.offset() == end.offset() { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M %:z" };

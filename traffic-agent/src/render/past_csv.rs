@@ -147,6 +147,6 @@ fn of_projection<'a>(target: &'a str, projection: &'a Projection) -> Vec<Line<'a
 }
 
 /// RFC 3339, as in JSON.
-fn offset(time: &ZonedDateTime) -> String {
+pub(super) fn offset(time: &ZonedDateTime) -> String {
     time.timestamp().display_with_offset(time.offset()).to_string()
 }

@@ -49,6 +49,7 @@ fn row(period: &str, extent: Extent, totals: Scopes) -> Row {
         total_wire_bytes: totals.billed.wire_bytes(),
         modelled_link_bytes: None,
         coverage: observed(86_400.0, 86_400.0),
+        estimates: vec![],
     }
 }
 
@@ -62,6 +63,7 @@ fn report(interval: Extent, totals: Scopes, rows: Vec<Row>) -> PastReport {
         totals,
         coverage: observed(4_692_000.0, 4_692_000.0),
         projection: None,
+        calibration: None,
         findings: vec![],
     };
     PastReport {
@@ -72,6 +74,7 @@ fn report(interval: Extent, totals: Scopes, rows: Vec<Row>) -> PastReport {
         interval,
         by: vec![],
         link_overhead: None,
+        with_estimates: false,
         targets: vec![target],
         rows,
     }

@@ -31,9 +31,11 @@
 mod days;
 mod error;
 mod files;
+mod host;
 mod names;
 mod prune;
 mod read;
+mod readings;
 mod schema;
 mod write;
 
@@ -42,6 +44,7 @@ mod tests;
 
 pub use error::Error;
 pub use files::DATABASE;
+pub use host::{DAYS as HOST_DAYS, MOST_CGROUPS, OTHERS};
 pub use prune::Retention;
 pub use read::{Reader, TargetEntry};
 pub use write::Store;

@@ -3,6 +3,8 @@
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use super::days::{self, Calendar, Day};
+use super::host;
+use super::readings;
 use crate::history::Quarter;
 
 /// How long each level is kept, in days that have a row; `None`: for ever.
@@ -19,6 +21,10 @@ pub struct Retention {
     pub quarters_days: Option<u32>,
     /// Days; never fewer than those of the quarters.
     pub days_days: Option<u32>,
+    /// Readings of other methods, one a minute.
+    pub estimates_minutes_days: Option<u32>,
+    /// Their sums by quarter.
+    pub estimates_quarters_days: Option<u32>,
     /// Events. The newest [`EVENTS`] are the most that is kept.
     pub events_days: Option<u32>,
 }
@@ -50,6 +56,11 @@ pub(super) fn prune(
         forget_days(connection, quarters.max(days))?;
     }
     forget_events(connection, retention.events_days)?;
+    let host = retention.quarters_days.unwrap_or(u32::MAX).min(host::DAYS);
+    if let Some(beyond) = last_beyond(connection, host)? {
+        host::forget(connection, Quarter(beyond.after))?;
+    }
+    forget_readings(connection, retention)?;
     give_back(connection)?;
     Ok(finished)
 }
@@ -122,6 +133,15 @@ fn forget_events(connection: &Connection, kept: Option<u32>) -> rusqlite::Result
     let first_kept = "SELECT min(id) FROM event
         WHERE \"end\" >= ?1 OR id = (SELECT max(id) FROM event)";
     connection.execute(&format!("DELETE FROM event WHERE id < ({first_kept})"), [before]).map(drop)
+}
+
+fn forget_readings(connection: &Connection, retention: &Retention) -> rusqlite::Result<()> {
+    let beyond = |kept: Option<u32>| -> rusqlite::Result<Option<Quarter>> {
+        let day = kept.map(|kept| last_beyond(connection, kept)).transpose()?.flatten();
+        Ok(day.map(|day| Quarter(day.after)))
+    };
+    let minutes = beyond(retention.estimates_minutes_days)?.map(Quarter::start);
+    readings::forget(connection, minutes, beyond(retention.estimates_quarters_days)?)
 }
 
 fn give_back(connection: &Connection) -> rusqlite::Result<()> {

@@ -170,10 +170,18 @@ impl Reader {
 
     /// What happened to a target in a span of time: events that have an instant in it.
     pub fn events(&self, target: &str, range: Range<Timestamp>) -> Result<Vec<Event>, Error> {
-        const EVENTS: &str = "SELECT event.\"start\", event.\"end\", kind, message
-             FROM event JOIN target ON target.id = event.target
-             WHERE target.name = ?1 AND \"start\" < ?3 AND (\"end\" > ?2 OR \"start\" >= ?2)
-             ORDER BY event.\"start\", event.id";
+        let id = self.target_id(target).map_err(|source| self.failed(source))?;
+        id.map_or(Ok(Vec::new()), |id| self.events_of(id, range))
+    }
+
+    pub(super) fn events_of(
+        &self,
+        target: i64,
+        range: Range<Timestamp>,
+    ) -> Result<Vec<Event>, Error> {
+        const EVENTS: &str = "SELECT \"start\", \"end\", kind, message FROM event
+             WHERE target = ?1 AND \"start\" < ?3 AND (\"end\" > ?2 OR \"start\" >= ?2)
+             ORDER BY \"start\", id";
         let (start, end) = (range.start.as_millisecond(), range.end.as_millisecond());
         let read = |row: &Row<'_>| {
             let kind: String = row.get(2)?;
@@ -247,7 +255,7 @@ impl Reader {
             .collect()
     }
 
-    fn all<T>(
+    pub(super) fn all<T>(
         &self,
         query: &str,
         parameters: impl rusqlite::Params,
@@ -259,7 +267,7 @@ impl Reader {
             .map_err(|source| self.failed(source))
     }
 
-    fn named<T: Named>(&self, name: &str) -> Result<T, Error> {
+    pub(super) fn named<T: Named>(&self, name: &str) -> Result<T, Error> {
         T::of(name).ok_or_else(|| Error::Unknown {
             path: self.path.clone(),
             what: T::WHAT,

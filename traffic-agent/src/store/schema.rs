@@ -13,7 +13,11 @@ use super::Error;
 const APPLICATION: i32 = 0x7472_6167;
 
 /// Step n makes schema n of schema n - 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("schema_1.sql"),
+    include_str!("schema_host.sql"),
+    include_str!("schema_readings.sql"),
+];
 
 /// The schema that this program reads and writes.
 pub(super) const NEWEST: i32 = MIGRATIONS.len() as i32;

@@ -3,7 +3,9 @@
 mod book;
 mod days;
 mod faults;
+mod host;
 mod properties;
+mod readings;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -85,11 +87,12 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
         absolute: Vec::new(),
         closed: Vec::new(),
         events: Vec::new(),
+        readings: Vec::new(),
     }
 }
 
 fn one(target: TargetFlush) -> Flush {
-    Flush { targets: vec![target] }
+    Flush { targets: vec![target], ..Flush::default() }
 }
 
 const ALL_QUARTERS: Range<Quarter> = Quarter(i64::MIN)..Quarter(i64::MAX);

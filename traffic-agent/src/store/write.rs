@@ -13,7 +13,7 @@ use traffic_ebpf::Cell;
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, files, prune, schema, timestamp};
+use super::{Error, LIMIT, Retention, files, host, prune, readings, schema, timestamp};
 use crate::{
     history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
     report::Counters,
@@ -80,9 +80,7 @@ impl Store {
         let mut connection = connect(&path).map_err(failed)?;
         schema::migrate(&mut connection, &path)?;
         let calendar = days::cut_in(&mut connection, zone, &path)?;
-        let store = Self { connection, path, calendar, series: BTreeMap::new() };
-        store.show_readers();
-        Ok(store)
+        Ok(Self { connection, path, calendar, series: BTreeMap::new() })
     }
 
     /// Adds all of a flush, or on error nothing; then the same can be tried again, or later with more.
@@ -137,27 +135,19 @@ impl Store {
             for event in &target.events {
                 write_event(&transaction, id, event)?;
             }
+            readings::write(&transaction, id, &target.readings)?;
         }
-        transaction.commit()?;
-        self.show_readers();
-        Ok(())
+        if let Some(flush) = &flush.host {
+            host::write(&transaction, flush)?;
+        }
+        transaction.commit()
     }
 
-    /// Lets readers see what was committed.
-    ///
-    /// A reader that may not write the index of the log can only use a mark in it that somebody else made.
-    /// A writer makes one when it reads. Whether it can makes no difference to what is written.
-    fn show_readers(&self) {
-        let read = self
-            .connection
-            .prepare_cached("SELECT count(*) FROM meta")
-            .and_then(|mut read| read.query_row([], |row| row.get::<_, i64>(0)));
-        if let Err(error) = read {
-            log::debug!("{}: readers may see the flush before: {error}", self.path.display());
-        }
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
-    fn failed(&self, source: rusqlite::Error) -> Error {
+    pub(super) fn failed(&self, source: rusqlite::Error) -> Error {
         Error::of(&self.path, source)
     }
 }
@@ -345,7 +335,11 @@ fn close(transaction: &Transaction<'_>, target: i64, epoch: &Epoch) -> rusqlite:
     transaction.prepare_cached(&format!("DELETE {EPOCHS}"))?.execute(epoch).map(drop)
 }
 
-fn write_event(transaction: &Transaction<'_>, target: i64, event: &Event) -> rusqlite::Result<()> {
+pub(super) fn write_event(
+    transaction: &Transaction<'_>,
+    target: i64,
+    event: &Event,
+) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "INSERT INTO event (target, \"start\", \"end\", kind, message)

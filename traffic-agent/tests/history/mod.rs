@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde_json::Value;
 use tempfile::TempDir;
-use traffic_agent::history::{Event, Flush, Quarter, Series, TargetFlush, spread};
+use traffic_agent::history::{Event, Flush, MethodReading, Quarter, Series, TargetFlush, spread};
 use traffic_agent::report::{Counters, Direction, Family, Leg, Origin, Protocol, Scope};
 use traffic_agent::store::Store;
 
@@ -43,6 +43,25 @@ impl History {
         self.flush(target, to, spread(at(from), at(to)), postings, vec![]);
     }
 
+    /// Flushes what other methods counted of a target.
+    pub fn read(&mut self, target: &str, at: Timestamp, readings: Vec<MethodReading>) {
+        let flush = TargetFlush {
+            target: target.to_owned(),
+            selector: format!("unit:{target}.service"),
+            taken_at: at,
+            quarter: Quarter::of(at),
+            postings: vec![],
+            observed: spread(at - SignedDuration::from_hours(1), at),
+            absolute: vec![],
+            closed: vec![],
+            events: vec![],
+            readings,
+        };
+        let mut flushes = Flush::default();
+        flushes.targets.push(flush);
+        self.store.flush(&flushes).unwrap();
+    }
+
     /// Flushes a span of a target.
     pub fn flush(
         &mut self,
@@ -64,6 +83,7 @@ impl History {
             absolute: vec![],
             closed: vec![],
             events,
+            readings: Vec::new(),
         };
         let mut flush = Flush::default();
         flush.targets.push(target);

@@ -15,7 +15,7 @@ fn fill(store: &mut Store, from: &str, to: &str) {
         observed: vec![(Quarter(quarter), 1)],
         ..empty("xray", Quarter(quarter))
     });
-    store.flush(&Flush { targets: targets.collect() }).unwrap();
+    store.flush(&Flush { targets: targets.collect(), ..Flush::default() }).unwrap();
 }
 
 /// Days and the number of their quarters, which counters and observed time agree upon.
@@ -121,7 +121,13 @@ fn events_are_kept_for_the_newest_days() {
         }))
         .unwrap();
     let kept = |store: &mut Store, days| {
-        let events = Retention { quarters_days: None, days_days: None, events_days: days };
+        let events = Retention {
+            quarters_days: None,
+            days_days: None,
+            events_days: days,
+            estimates_minutes_days: None,
+            estimates_quarters_days: None,
+        };
         assert!(store.prune(&events).unwrap());
         let reader = Reader::open(directory.path()).unwrap();
         reader.events("xray", Timestamp::MIN..Timestamp::MAX).unwrap()
@@ -131,8 +137,13 @@ fn events_are_kept_for_the_newest_days() {
     assert_eq!(kept(&mut store, Some(1)), events[2..]);
 }
 
-const KEEP_TWO: Retention =
-    Retention { quarters_days: Some(2), days_days: Some(4), events_days: Some(1) };
+const KEEP_TWO: Retention = Retention {
+    quarters_days: Some(2),
+    days_days: Some(4),
+    events_days: Some(1),
+    estimates_minutes_days: None,
+    estimates_quarters_days: None,
+};
 
 #[test]
 fn what_is_more_than_is_to_be_kept_is_forgotten_and_days_stay_longer() {
@@ -162,7 +173,13 @@ fn days_without_quarters_stay_as_they_were_cut_in_every_zone() {
     let directory = directory();
     let mut store = open(directory.path());
     fill(&mut store, "2026-03-01T00:00:00Z", "2026-03-05T00:00:00Z");
-    let all = Retention { quarters_days: Some(2), days_days: None, events_days: None };
+    let all = Retention {
+        quarters_days: Some(2),
+        days_days: None,
+        events_days: None,
+        estimates_minutes_days: None,
+        estimates_quarters_days: None,
+    };
     assert!(store.prune(&all).unwrap());
     drop(store);
     // Kept are the quarters from the 3rd, 00:00Z, on.

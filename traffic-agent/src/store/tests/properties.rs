@@ -158,6 +158,8 @@ proptest! {
                         quarters_days: Some(quarters_days),
                         days_days: None,
                         events_days: None,
+                        estimates_minutes_days: None,
+                        estimates_quarters_days: None,
                     };
                     while !store.prune(&retention).unwrap() {}
                     model.pruned = true;

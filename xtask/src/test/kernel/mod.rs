@@ -20,7 +20,7 @@ use crate::{command, command::announce, debian, workspace::Workspace};
 
 /// The test targets of the core: they need no firewall, and no more time than an emulated processor
 /// has.
-pub const TARGETS: [&str; 4] = ["wire_tcp", "wire_udp", "leg", "without_port"];
+pub const TARGETS: [&str; 5] = ["wire_tcp", "wire_udp", "leg", "without_port", "host"];
 
 /// Tests of those targets that a guest does not run, with the reason, and the first kernel that does.
 ///

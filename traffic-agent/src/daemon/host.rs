@@ -1,0 +1,120 @@
+//! The daemon's side of the host's ledger: sampled when the targets are flushed, and in the same transaction.
+//!
+//! Whatever fails here is logged, and the targets are counted all the same.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use log::{info, warn};
+use tokio::time::Instant;
+
+use super::account::quarter_of;
+use super::clock::Now;
+use crate::history::{Event, Quarter};
+use crate::host::{HostFlush, HostLedger, HostTarget};
+use crate::kernel::HostCounter;
+use crate::kernel::pins::PinRoot;
+use crate::netns::NetNs;
+use crate::store::Store;
+use crate::target::Host as Machine;
+
+/// How often it is tried again after an error.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// The host's ledger, if it is wanted and if it works.
+pub struct Host {
+    wanted: bool,
+    root: PinRoot,
+    boot_id: String,
+    ledger: Option<HostLedger>,
+    last: Now,
+    retry: Instant,
+    complaint: Option<String>,
+}
+
+impl Host {
+    /// Nothing is counted before the history is open.
+    pub fn new(wanted: bool, root: PinRoot, boot_id: String, now: Now) -> Self {
+        let retry = Instant::now();
+        Self { wanted, root, boot_id, ledger: None, last: now, retry, complaint: None }
+    }
+
+    /// Takes a new configuration.
+    pub fn want(&mut self, wanted: bool) {
+        self.wanted = wanted;
+        self.retry = Instant::now();
+        if !wanted {
+            self.ledger = None;
+        }
+    }
+
+    /// The quarter is over: what comes from here on is of the next one.
+    pub fn is_due(&self, now: Now) -> bool {
+        self.ledger.is_some() && Quarter::of(self.last.wall) != Quarter::of(now.wall)
+    }
+
+    /// Reads what is new, for a flush; `None` if there is nothing to flush, or if it does not work.
+    pub fn sample(
+        &mut self,
+        store: &Store,
+        machine: &Machine,
+        targets: &[HostTarget],
+        now: Now,
+    ) -> Option<HostFlush> {
+        if self.ledger.is_none() && Instant::now() >= self.retry {
+            self.retry = Instant::now() + RETRY;
+            match self.begin(store, machine) {
+                Ok(ledger) => self.ledger = ledger,
+                Err(error) => self.complain(&error),
+            }
+        }
+        match self.ledger.as_mut()?.sample(targets) {
+            Ok(mut flush) => {
+                flush.quarter = quarter_of(self.last.wall, now.wall);
+                Some(flush)
+            }
+            Err(error) => {
+                self.complain(&error.into());
+                None
+            }
+        }
+    }
+
+    /// To be called when a sample is in the history.
+    pub fn flushed(&mut self, flush: &HostFlush, now: Now) {
+        self.last = now;
+        let Some(ledger) = &mut self.ledger else { return };
+        match ledger.committed(flush) {
+            Ok(()) => {
+                if self.complaint.take().is_some() {
+                    info!("the host's cgroups are counted again");
+                }
+            }
+            Err(error) => self.complain(&error.into()),
+        }
+        for Event { message, .. } in &flush.events {
+            info!("host: {message}");
+        }
+    }
+
+    fn begin(&self, store: &Store, machine: &Machine) -> Result<Option<HostLedger>> {
+        if !self.wanted {
+            // What an earlier configuration wanted costs every packet of the host.
+            HostCounter::remove_pins(&self.root)?;
+            return Ok(None);
+        }
+        let kept = store.host_absolute()?;
+        let (root, tree) = (Some(&self.root), machine.cgroups.clone());
+        let ledger = HostLedger::start(root, tree, NetNs::current()?, &self.boot_id, kept)?;
+        info!("counting every cgroup of the host");
+        Ok(Some(ledger))
+    }
+
+    fn complain(&mut self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        if self.complaint.as_ref() != Some(&text) {
+            warn!("the host's cgroups are not counted: {text}");
+            self.complaint = Some(text);
+        }
+    }
+}
