@@ -10,6 +10,7 @@ mod comparison;
 mod connections;
 mod cost;
 mod growth;
+mod history;
 mod numbers;
 mod packets;
 mod progress;
@@ -46,7 +47,7 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f")]
     only: Vec<Part>,
     /// How to print the numbers
     #[arg(long, default_value = "table")]
@@ -65,6 +66,8 @@ enum Part {
     D,
     /// A year of history, reported
     E,
+    /// The same, written
+    F,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,6 +101,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::C => growth::run(&mut bench)?,
             Part::D => user_space::run(&mut bench)?,
             Part::E => year::run(&mut bench)?,
+            Part::F => history::run(&mut bench)?,
         });
     }
     // The bar goes before the numbers come.

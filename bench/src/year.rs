@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use jiff::{Timestamp, tz::TimeZone};
+use nix::sys::resource::{UsageWho, getrusage};
 use tempfile::TempDir;
 use traffic_agent::history::{Flush, Quarter, Series, TargetFlush};
 use traffic_agent::report::{Counters, Direction, Family, Leg, Origin, Protocol, Scope};
@@ -21,7 +22,7 @@ const QUARTERS: i64 = 365 * 96;
 /// Quarters between two looks at how far it is.
 const STEP: i64 = 96;
 /// Where a file costs no disk: what is measured is reading, and writing a year takes 35,040 syncs.
-const MEMORY: &str = "/dev/shm";
+pub const MEMORY: &str = "/dev/shm";
 
 /// What is asked, and how long is told of each. The last cuts every day from quarters.
 const REPORTS: [(&str, &[&str]); 6] = [
@@ -39,9 +40,13 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
         .with_context(|| format!("{MEMORY} cannot be written"))?;
     write(directory.path(), bench)?;
     let title = "a year of 5 targets, reported";
-    let scenarios = REPORTS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let mut times =
-        Comparison::new('e', title, "ms", Against::Nothing, scenarios, vec!["ours".to_owned()]);
+    let question = |title: &str| {
+        let scenarios = REPORTS.iter().map(|(name, _)| (*name).to_owned()).collect();
+        Comparison::new('e', title, "ms", Against::Nothing, scenarios, vec!["ours".to_owned()])
+    };
+    let mut times = question(title);
+    // What the same is if nothing else runs on the machine.
+    let mut work = question("the same, processor time");
     let rounds = 2 * bench.plan.rounds;
     bench.progress.begin('e', title, rounds);
     for _ in 0..rounds {
@@ -49,33 +54,44 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
             let mut command = Command::new(&bench.agent);
             command.args(["report", "--state-dir"]).arg(directory.path()).args(*arguments);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let begin = Instant::now();
+            let (begin, worked) = (Instant::now(), time_of_children()?);
             let status = command.status().context("cannot start the agent")?;
             times.push(scenario, 0, begin.elapsed().as_secs_f64() * 1e3);
+            work.push(scenario, 0, time_of_children()? - worked);
             ensure!(status.success(), "{name}: the agent ended with {status}");
         }
         bench.progress.step();
     }
-    Ok(vec![times])
+    Ok(vec![times, work])
+}
+
+/// Milliseconds of a processor that children needed which have ended.
+fn time_of_children() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let milliseconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    Ok(milliseconds(usage.user_time()) + milliseconds(usage.system_time()))
 }
 
 /// Writes the year that ends now: 20 series a target, with traffic in every quarter.
-fn write(directory: &Path, bench: &mut Bench) -> Result<()> {
+pub fn write(directory: &Path, bench: &mut Bench) -> Result<()> {
     let mut store = Store::open(directory, &TimeZone::UTC)?;
     let end = Quarter::of(Timestamp::now()).0;
     let series = series();
     bench.progress.begin('e', "writing a year", (QUARTERS / STEP) as usize);
     for quarter in end - QUARTERS..end {
-        let mut flush = Flush::default();
-        for (number, target) in (1..).zip(TARGETS) {
-            flush.targets.push(full(target, number, Quarter(quarter), &series));
-        }
-        store.flush(&flush)?;
+        store.flush(&flush(Quarter(quarter), &series))?;
         if quarter % STEP == 0 {
             bench.progress.step();
         }
     }
     Ok(())
+}
+
+/// A quarter of every target.
+pub fn flush(quarter: Quarter, series: &[Series]) -> Flush {
+    let targets = (1..).zip(TARGETS).map(|(number, target)| full(target, number, quarter, series));
+    Flush { targets: targets.collect() }
 }
 
 fn full(target: &str, number: u64, quarter: Quarter, series: &[Series]) -> TargetFlush {
@@ -108,7 +124,7 @@ fn full(target: &str, number: u64, quarter: Quarter, series: &[Series]) -> Targe
 }
 
 /// Four listening ports and the upstream leg, in both directions and families: 20 series.
-fn series() -> Vec<Series> {
+pub fn series() -> Vec<Series> {
     let client = |protocol, port| (Leg::Client, protocol, Some(port));
     let places = [
         client(Protocol::Tcp, 443),

@@ -16,15 +16,18 @@
 //! * [`contention`]: all that can interrupt an add, on one CPU.
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
+//! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
 pub mod contention;
+pub mod daemon;
 pub mod exchange;
 pub mod factory;
 pub mod figures;
 pub mod frequency;
+pub mod history;
 pub mod matrix;
 pub mod options;
 pub mod processors;

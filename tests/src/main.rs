@@ -1,7 +1,8 @@
-//! What the tests start in counted cgroups: a role of the lab, the socket factory, or a client.
+//! What the tests start in counted cgroups: a role of the lab, the socket factory, a client, or who
+//! writes and reads a history.
 
 use anyhow::{Result, bail};
-use traffic_tests::{exchange, factory};
+use traffic_tests::{exchange, factory, history};
 
 fn main() -> Result<()> {
     traffic_lab::role::run_from_environment();
@@ -12,6 +13,8 @@ fn main() -> Result<()> {
         ["fetch", to, upload, download] => {
             exchange::fetch(to.parse()?, upload.parse()?, download.parse()?)
         }
+        [history::WRITE, directory] => history::write(directory.as_ref()),
+        [history::READ, directory] => history::read(directory.as_ref()),
         _ => bail!("{arguments:?} is nothing to do"),
     }
 }

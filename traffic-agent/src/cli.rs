@@ -1,5 +1,7 @@
 //! The command line. Only here: clap.
 
+pub mod detach;
+pub mod install;
 pub mod report;
 pub mod run;
 
@@ -7,7 +9,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::units;
+use crate::units::{self, Units};
 
 /// Counts what a proxy's traffic really costs, beside what people estimate.
 ///
@@ -23,7 +25,8 @@ use crate::units;
         traffic-agent selftest                          prove it on this kernel, to the byte\n  \
         traffic-agent compare xray.service -d 60s       exact totals beside every estimate\n  \
         traffic-agent exec -- curl -O https://...       what one command used\n  \
-        traffic-agent doctor xray.service               what stands in the way\n\n\
+        traffic-agent doctor xray.service               what stands in the way\n  \
+        traffic-agent report --by day                   what was used, from the history\n\n\
         Exit status: 0 done, 1 failed, 2 wrong usage, 3 incomplete (with --strict).\n\
         `exec` and `compare -- CMD` exit as CMD did; 125 the agent failed, 126 CMD not executable, \
         127 not found."
@@ -82,24 +85,53 @@ pub enum Command {
         and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
         ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
     Run(Box<run::Run>),
+    /// End counting for good: write what was counted to the history, remove all that is pinned
+    ///
+    /// The daemon leaves its programs attached when it ends, so that nothing is missed until it starts
+    /// again. This detaches them. The daemon must not run.
+    #[command(after_help = detach::EXAMPLES)]
+    Detach(detach::Detach),
     /// Check, show or print the daemon's configuration
     Config {
         /// What of it
         #[command(subcommand)]
         command: run::ConfigCommand,
     },
+    /// Count a service without a gap: put it into a slice of its own, and the agent's unit before it
+    ///
+    /// A restart makes a unit a new cgroup, and what counts in the old one is gone until the agent sees the
+    /// new one. The cgroup of a slice stays. Shows what it will write, says which restart that needs, and asks.
+    #[command(after_help = "Examples:\n  \
+        traffic-agent install --unit xray.service --dry-run   what would be written\n  \
+        traffic-agent install --unit xray.service --yes       without a terminal\n  \
+        traffic-agent install --unit xray.service --no-restart  in force at its next restart\n  \
+        traffic-agent install --container xray                what to add to a container")]
+    Install(install::Install),
+    /// Undo `install`; keep the history
+    #[command(after_help = "Examples:\n  \
+        traffic-agent uninstall --unit xray.service           this one\n  \
+        traffic-agent uninstall --purge                       all of them, and the history")]
+    Uninstall(install::Uninstall),
     /// Print what was used: today, this month, by hour, day, port, ... from what `run` keeps
     ///
     /// Reads the history in the state directory; needs no agent that runs, and no rights but to read it.
     #[command(after_help = report::EXAMPLES)]
     Report(report::Report),
+    /// Print how counting goes: what was used today and in all, and what happened in the last 24 hours
+    ///
+    /// Reads what `run` wrote last, a few seconds ago; needs no rights but to read it.
+    Status(report::Status),
     /// Print a shell's completions
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print the manual page, or write those of all commands
+    Man {
+        /// Write the page of each command, and that of the configuration, into this directory
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
 }
 
 /// Which targets, and how their traffic is divided.
@@ -175,6 +207,17 @@ pub enum UnitsArg {
     Si,
     /// Exact bytes.
     Bytes,
+}
+
+impl UnitsArg {
+    /// The units.
+    pub fn units(self) -> Units {
+        match self {
+            Self::Iec => Units::Iec,
+            Self::Si => Units::Si,
+            Self::Bytes => Units::Bytes,
+        }
+    }
 }
 
 /// What applies to measuring.

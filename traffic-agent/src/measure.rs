@@ -120,7 +120,7 @@ impl<'h> Measurement<'h> {
     /// [`Measurement::attach`].
     ///
     /// With it come counters of an earlier version of this program, which are to be read to their end.
-    pub fn open(host: &'h Host, plan: Plan, root: &PinRoot) -> Result<(Self, Option<Retired>)> {
+    pub fn open(host: &'h Host, plan: Plan, root: &PinRoot) -> Result<(Self, Vec<Retired>)> {
         let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
         let listening = survey.listening(&plan.ports);
         let options = options(&plan, &listening);
@@ -164,6 +164,14 @@ impl<'h> Measurement<'h> {
         }
         self.plan.cgroups = cgroups;
         Ok(attached)
+    }
+
+    /// Takes for the target what it hangs on already.
+    pub fn keep_cgroups(&mut self) -> Result<()> {
+        let attached = self.counter.attached_cgroups();
+        let tree = self.host.cgroups.tree()?;
+        self.plan.cgroups = tree.into_iter().filter(|it| attached.contains(&it.id)).collect();
+        Ok(())
     }
 
     /// The kernel's side.
@@ -416,9 +424,20 @@ impl<'h> Measurement<'h> {
             interfaces: std::array::from_fn(|_| ("other".to_owned(), Scope::Billed)),
             ports: [None; PORT_SLOTS],
         };
+        let owners = self.counter.slots().owners()?;
+        let is_unknown = |(_, owner): &(u8, Owner)| match owner {
+            Owner::Interface(index) => self.networks.interface(*index).is_none(),
+            Owner::Port(_) => false,
+        };
+        if owners.iter().any(is_unknown) {
+            // It came since the last look.
+            let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
+            self.networks.note_processes(&self.host.proc, pids);
+            self.networks.learn_interfaces()?;
+        }
         names.interfaces[usize::from(INTERFACE_SLOT_LOOPBACK)] =
             (name_interface(&self.networks, LOOPBACK_IFINDEX), Scope::Loopback);
-        for (slot, owner) in self.counter.slots().owners()? {
+        for (slot, owner) in owners {
             match owner {
                 Owner::Port(port) => names.ports[usize::from(slot)] = Some(port),
                 Owner::Interface(index) => {

@@ -218,7 +218,7 @@ fn history_that_is_not_kept_up_says_so() {
     let history = two_days();
     let report = history.json(&["--by", "month", "--from", "2026-11", "--to", "2030"]);
     // The test runs later than its numbers, or a little earlier: then there is nothing to say yet.
-    let late = at("2026-11-24T10:00:00Z") + SignedDuration::from_mins(2) < Timestamp::now();
+    let late = at("2026-11-24T10:00:00Z") + SignedDuration::from_secs(150) < Timestamp::now();
     assert_eq!(
         report["targets"][0]["findings"].as_array().unwrap().len(),
         usize::from(late),
@@ -350,4 +350,52 @@ fn output_goes_to_a_file_whole() {
     assert_eq!((finished.code, finished.out.as_str()), (Some(0), ""));
     let report: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     assert_eq!(totals(&report), [("interval", both(10_000))]);
+}
+
+#[test]
+fn status_has_totals_since_the_start_and_events_of_a_day() {
+    let now = Timestamp::now();
+    let ago = |hours| (now - SignedDuration::from_hours(hours)).to_string();
+    let event = |hours, message: &str| Event {
+        start: at(&ago(hours)),
+        end: at(&ago(hours)),
+        kind: EventKind::Note,
+        message: message.to_owned(),
+    };
+    let mut history = History::new("Asia/Kolkata");
+    history.observed("xray", &ago(100), &ago(60), proxied(1_000));
+    let events = vec![event(50, "upgraded"), event(3, "attached again")];
+    let rest = spread(at(&ago(60)), now);
+    history.flush("xray", &now.to_string(), rest, proxied(500), events);
+    let status = history.run("status", &["--json"]).json();
+    let target = &status["targets"][0];
+    assert_eq!(
+        (&target["total_wire_bytes"], &target["current"]),
+        (&json!(both(1_500)), &json!(true))
+    );
+    assert_eq!((&target["complete"], &target["live"]), (&json!(true), &Value::Null));
+    assert_eq!(target["observed_seconds"], 360_000.0);
+    assert_eq!(target["today"]["billed"]["ingress"]["wire_packets"], 505);
+    let events: Vec<_> = target["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["message"].as_str().unwrap())
+        .collect();
+    assert_eq!(events, ["attached again"]);
+    let table = history.run("status", &[]);
+    assert_eq!((table.code, table.err.as_str()), (Some(0), ""));
+    assert!(table.out.contains("\n  in all "), "{}", table.out);
+}
+
+#[test]
+fn status_of_a_history_that_stands_still_fails_only_if_strict() {
+    let mut history = History::new("UTC");
+    let then = (Timestamp::now() - SignedDuration::from_hours(2)).to_string();
+    history.observed("xray", "2026-01-01T00:00:00Z", &then, proxied(1));
+    let status = history.run("status", &["--json"]).json();
+    assert_eq!(status["targets"][0]["current"], false);
+    assert_eq!(status["targets"][0]["findings"][0]["code"], "history-not-current");
+    assert_eq!(history.run("status", &["--strict"]).code, Some(3));
+    run("status", &history.path().join("nowhere"), &[]).assert_complains(1, &["no history in"]);
 }

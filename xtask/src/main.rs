@@ -2,11 +2,12 @@
 //!
 //! `cargo xtask ebpf` builds the committed eBPF object, `cargo xtask ebpf --check` proves that it
 //! belongs to the sources, `cargo xtask test` is the one test command, `cargo xtask bench` measures what
-//! counting costs.
+//! counting costs, `cargo xtask dist` makes the Debian package.
 
 mod bench;
 mod command;
 mod debian;
+mod dist;
 mod ebpf;
 mod test;
 mod workspace;
@@ -34,6 +35,8 @@ enum Task {
     Test(test::Options),
     /// Measure what counting costs, beside what others cost (as root)
     Bench(bench::Options),
+    /// Build the Debian package, and print where it is
+    Dist(dist::Options),
 }
 
 fn main() -> ExitCode {
@@ -52,5 +55,6 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Ebpf(options) => ebpf::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Dist(options) => dist::run(&workspace, &options),
     }
 }

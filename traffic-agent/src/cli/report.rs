@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::Printing;
+use super::{Printing, UnitsArg};
 use crate::calendar::{UNDERSTOOD, Unit};
 use crate::past::tally::Dimension;
 
@@ -70,6 +70,33 @@ pub struct Report {
     #[command(flatten)]
     #[expect(missing_docs, reason = "documented at their type")]
     pub printing: Printing,
+}
+
+/// `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at their type")]
+    pub history: History,
+    /// How to print
+    #[arg(long, value_parser = ["table", "json"], default_value = "table")]
+    pub format: String,
+    /// Short for --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// iec: KiB, MiB, GiB; si: kB, MB, GB; bytes: exact
+    #[arg(long, value_enum, default_value_t = UnitsArg::Iec)]
+    pub units: UnitsArg,
+    /// Exit with status 3 if the history of a target is not kept up
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl Status {
+    /// Whether it is for scripts.
+    pub fn is_json(&self) -> bool {
+        self.json || self.format == "json"
+    }
 }
 
 /// What a report has rows for.

@@ -3,15 +3,21 @@
 mod compare;
 pub mod config;
 mod demo;
+mod detach;
 mod doctor;
 mod exec;
+mod install;
+mod manual;
 mod output;
 mod report;
 mod report_host;
 mod run;
 mod selftest;
+mod service;
 mod stage;
+mod status;
 mod subject;
+mod uninstall;
 
 use std::io::{self, Write as _};
 
@@ -39,6 +45,7 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
         cause.is::<target::ports::ParseError>()
             || cause.is::<target::selector::ParseError>()
             || cause.is::<crate::config::Invalid>()
+            || cause.is::<service::NobodyToAsk>()
             || cause.is::<calendar::ParseError>()
             || matches!(
                 cause.downcast_ref(),
@@ -57,11 +64,15 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Status(args) => status::run(&args, |_| None),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)
         }
+        Command::Install(args) => install::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Run(args) => on_runtime(run::run(&args.settings)),
+        Command::Detach(args) => detach::run(&args),
         Command::Config { command } => config::run(&command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -69,12 +80,7 @@ pub fn run(command: Command) -> Result<i32> {
             io::stdout().write_all(&text)?;
             Ok(DONE)
         }
-        Command::Man => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
-            io::stdout().write_all(&text)?;
-            Ok(DONE)
-        }
+        Command::Man { directory } => manual::run(directory.as_deref()),
     }
 }
 

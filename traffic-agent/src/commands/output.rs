@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use jiff::ZonedDateTime;
 
 use crate::child;
-use crate::cli::{Format, Printing, UnitsArg};
+use crate::cli::{Format, Printing};
 use crate::comparison::Comparison;
 use crate::ledger;
 use crate::measure::Measurement;
@@ -51,11 +51,7 @@ impl Sink {
             (None, Default::Stdout) => (Box::new(BufWriter::new(io::stdout())), Stream::Stdout),
             (None, Default::Stderr) => (Box::new(BufWriter::new(io::stderr())), Stream::Stderr),
         };
-        let units = match printing.units {
-            UnitsArg::Iec => Units::Iec,
-            UnitsArg::Si => Units::Si,
-            UnitsArg::Bytes => Units::Bytes,
-        };
+        let units = printing.units.units();
         let options = render::Options::detect(stream, units, printing.verbose);
         Ok(Self { out, format: printing.format(), options, begun: false })
     }

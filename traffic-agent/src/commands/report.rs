@@ -10,7 +10,7 @@ use crate::cli::report::{By, History, Report};
 use crate::past::coverage::Known;
 use crate::past::plan::{Asked, Plan, plan};
 use crate::past::rows::{Subject, extent, rows};
-use crate::past::tally::{Dimension, Piece, Tally, pieces};
+use crate::past::tally::{Dimension, Piece, Slice, Tally, pieces};
 use crate::past::{PastReport, Row, TargetPast};
 use crate::report::FORMAT;
 use crate::store::{self, Reader, TargetEntry};
@@ -144,43 +144,48 @@ impl Source<'_> {
         link_overhead: Option<u32>,
     ) -> Result<(TargetPast, Vec<Row>), store::Error> {
         let slices = self.plan.slices();
-        let same_days = self.calendar.zone() == self.reader.time_zone();
-        let pieces = pieces(self.calendar, &slices, same_days);
         let mut tally = Tally::new(&slices, self.by);
-        for piece in &pieces {
-            self.read(&entry.name, piece, &mut tally)?;
-        }
+        let quarters = read(self.reader, self.calendar, &entry.name, &slices, &mut tally)?;
         let whole = self.plan.whole.span;
-        let needs_quarters = pieces.iter().any(|piece| matches!(piece, Piece::Quarters(_)));
         let subject = Subject {
             events: self.reader.events(&entry.name, whole.start..whole.end)?,
-            quarters_from: if needs_quarters { self.reader.quarters_from()? } else { None },
+            quarters_from: if quarters { self.reader.quarters_from()? } else { None },
             known: Known { since: entry.since, last_flush: entry.last_flush, now: self.now },
             name: entry.name,
             selector: entry.selector,
         };
         Ok(rows(&subject, self.plan, &tally, self.calendar, link_overhead))
     }
+}
 
-    fn read(&self, target: &str, piece: &Piece, tally: &mut Tally) -> Result<(), store::Error> {
+/// Reads what some slices need of a target; returns whether that were quarters, some of them.
+pub(super) fn read(
+    reader: &Reader,
+    calendar: &Calendar,
+    target: &str,
+    slices: &[Slice],
+    tally: &mut Tally,
+) -> Result<bool, store::Error> {
+    let pieces = pieces(calendar, slices, calendar.zone() == reader.time_zone());
+    for piece in &pieces {
         match piece {
             Piece::Days(days) => {
-                self.reader.days(target, days.clone(), |date, series, counters| {
-                    tally.add_day(self.calendar, date, series, counters);
+                reader.days(target, days.clone(), |date, series, counters| {
+                    tally.add_day(calendar, date, series, counters);
                 })?;
-                for (date, milliseconds) in self.reader.observed_days(target, days.clone())? {
-                    tally.observe_day(self.calendar, date, milliseconds);
+                for (date, milliseconds) in reader.observed_days(target, days.clone())? {
+                    tally.observe_day(calendar, date, milliseconds);
                 }
             }
             Piece::Quarters(quarters) => {
-                self.reader.quarters(target, quarters.clone(), |quarter, series, counters| {
+                reader.quarters(target, quarters.clone(), |quarter, series, counters| {
                     tally.add(quarter, series, counters);
                 })?;
-                for (quarter, milliseconds) in self.reader.observed(target, quarters.clone())? {
+                for (quarter, milliseconds) in reader.observed(target, quarters.clone())? {
                     tally.observe(quarter, milliseconds);
                 }
             }
         }
-        Ok(())
     }
+    Ok(pieces.iter().any(|piece| matches!(piece, Piece::Quarters(_))))
 }

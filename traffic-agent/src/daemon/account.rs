@@ -40,7 +40,8 @@ pub struct Account<'h> {
     target: Target,
     boot_id: String,
     measurement: Measurement<'h>,
-    retired: Option<Retired>,
+    /// Counters of earlier versions, and whether each was read when nothing was added to it any more.
+    retired: Vec<(Retired, bool)>,
     /// None until the history could be opened: the counters wait.
     book: Option<Book>,
     /// When the counters were read last.
@@ -52,8 +53,6 @@ pub struct Account<'h> {
     begun: Begun,
     /// Events that wait for the book.
     waiting: Vec<Event>,
-    /// The earlier version's counters were read when nothing was added to them any more.
-    retired_to_the_end: bool,
     /// The findings that were told last, so that only news is told.
     told: Vec<&'static str>,
     /// Billed wire bytes since the agent was started.
@@ -61,7 +60,8 @@ pub struct Account<'h> {
 }
 
 impl<'h> Account<'h> {
-    /// Opens what is pinned for the target, or begins it. Its cgroups are not attached yet.
+    /// Opens what is pinned for the target, or begins it. Its cgroups are not attached yet. One without
+    /// selectors is only to be read to its end.
     pub fn open(
         host: &'h Host,
         root: &PinRoot,
@@ -80,22 +80,25 @@ impl<'h> Account<'h> {
             unbilled: target.unbilled.clone(),
             trace_packets: 0,
         };
-        let (measurement, retired) = Measurement::open(host, plan, root)
+        let (mut measurement, retired) = Measurement::open(host, plan, root)
             .with_context(|| format!("cannot count target {}", target.spec.name))?;
+        // Interfaces have names in the network namespace of its processes only.
+        if target.spec.selectors.is_empty() {
+            measurement.keep_cgroups()?;
+        }
         Ok(Self {
             host,
             root: root.clone(),
             target,
             boot_id: boot_id.to_owned(),
             measurement,
-            retired,
+            retired: retired.into_iter().map(|retired| (retired, false)).collect(),
             book: None,
             read: now,
             looked: now,
             covered: true,
             begun: Begun::New,
             waiting: Vec::new(),
-            retired_to_the_end: false,
             told: Vec::new(),
             billed: 0,
         })
@@ -122,9 +125,10 @@ impl<'h> Account<'h> {
         let name = &self.target.spec.name;
         let (kept, last) = (store.absolutes(name)?, store.last_flush(name)?);
         let mut book = Book::open(name.clone(), self.target.spec.selector(), kept);
-        let current = self.epoch();
-        let retired = self.retired.as_ref().map(|retired| self.epoch_of(retired.map_id()));
-        let readable = |epoch: &Epoch| *epoch == current || Some(epoch) == retired.as_ref();
+        let maps = self.retired.iter().map(|(retired, _)| retired.map_id());
+        let maps: Vec<u32> = maps.chain([self.measurement.counter().map_id()]).collect();
+        let readable =
+            |epoch: &Epoch| epoch.boot_id == self.boot_id && maps.contains(&epoch.map_id);
         let gone: Vec<Epoch> = book.epochs().filter(|epoch| !readable(epoch)).cloned().collect();
         let goes_on = book.epochs().any(readable);
         if let Some(last) = last {
@@ -152,15 +156,6 @@ impl<'h> Account<'h> {
         self.looked = self.read;
         self.book = Some(book);
         Ok(())
-    }
-
-    fn epoch(&mut self) -> Epoch {
-        let map_id = self.measurement.counter().map_id();
-        self.epoch_of(map_id)
-    }
-
-    fn epoch_of(&self, map_id: u32) -> Epoch {
-        Epoch { boot_id: self.boot_id.clone(), map_id }
     }
 
     /// Looks which cgroups the target has now, and hangs on those that are new. Returns what it did, in
@@ -210,7 +205,7 @@ impl<'h> Account<'h> {
             Epoch { boot_id: self.boot_id.clone(), map_id: self.measurement.counter().map_id() };
         let sample = self.measurement.sample()?;
         let mut posted = Vec::new();
-        if let Some(retired) = &self.retired {
+        for (retired, read_to_the_end) in &mut self.retired {
             let is_final = retired.is_final();
             let epoch = Epoch { boot_id: self.boot_id.clone(), map_id: retired.map_id() };
             let cells = retired.sample()?.cells;
@@ -218,7 +213,7 @@ impl<'h> Account<'h> {
             posted.extend(
                 book.post(quarter, now.wall, &epoch, &cells, |new| named(measurement, new))?,
             );
-            self.retired_to_the_end = is_final;
+            *read_to_the_end = is_final;
         }
         let measurement = &mut self.measurement;
         posted.extend(
@@ -299,16 +294,14 @@ impl<'h> Account<'h> {
     /// To be called after a flush that has taken all of the book: counters of an earlier version that were
     /// read to the end are removed.
     pub fn flushed(&mut self, now: Now) -> Result<()> {
-        let all_is_safe = self.book.as_ref().is_some_and(|book| book.oldest().is_none());
-        if all_is_safe
-            && self.retired_to_the_end
-            && let Some(retired) = self.retired.take()
-        {
-            let epoch = self.epoch_of(retired.map_id());
+        let Some(book) = &mut self.book else { return Ok(()) };
+        if book.oldest().is_some() {
+            return Ok(());
+        }
+        for (retired, _) in self.retired.extract_if(.., |(_, read_to_the_end)| *read_to_the_end) {
+            let epoch = Epoch { boot_id: self.boot_id.clone(), map_id: retired.map_id() };
             retired.remove()?;
-            if let Some(book) = &mut self.book {
-                book.close(now.wall, &epoch);
-            }
+            book.close(now.wall, &epoch);
         }
         Ok(())
     }

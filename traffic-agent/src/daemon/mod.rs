@@ -351,9 +351,19 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
         return Ok(names);
     }
     let boot_id = boot_id(&host.proc)?;
-    let mut store = Store::open(&config.state_dir, &config.time_zone)?;
+    let mut store = Store::open(&config.state_dir, &config.time_zone)
+        .context("what was counted last cannot be written; without it: detach --discard")?;
     let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
     targets.end_all_others(&mut store)?;
+    root.remove_all()?;
+    Ok(names)
+}
+
+/// Removes all pins of this state directory. What was counted since the last flush is lost.
+pub fn discard(config: &Config) -> Result<Vec<String>> {
+    let _lock = Lock::take(&config.state_dir)?;
+    let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
+    let names = root.names()?;
     root.remove_all()?;
     Ok(names)
 }

@@ -97,6 +97,14 @@ pub fn remove(
     Ok(Some(rest))
 }
 
+/// Whether an agent with this configuration has anything to count.
+pub fn has_targets(text: &str) -> bool {
+    let host = DeTable::parse(text).is_ok_and(|root| {
+        matches!(root.get_ref().get("host").map(Spanned::get_ref), Some(DeValue::Boolean(true)))
+    });
+    host || targets(text).is_ok_and(|targets| !targets.is_empty())
+}
+
 /// The name of the target: the one that the unit has without a slice, so that its history goes on.
 fn target_name(unit: &str) -> String {
     let specs = group(vec![Selector::from(Value::Unit(unit.to_owned()))]);
@@ -226,6 +234,13 @@ mod tests {
         }
         let error = add(Some("a = "), "xray.service", SLICE).unwrap_err().to_string();
         assert!(error.contains("config check"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_counts_something_or_nothing() {
+        assert!(has_targets("host = true\n"));
+        assert!(has_targets("[[target]]\ntargets = ['pid:1']\n"));
+        assert!(!has_targets("host = false\n# [[target]]\n"));
     }
 
     #[test]

@@ -75,24 +75,29 @@ impl Written {
         Ok(())
     }
 
-    /// Takes everything back. What cannot be is said: there is nothing else to do about it.
-    fn take_back(&mut self) {
-        for change in self.changes.iter().rev() {
-            if let Err(error) = put(&change.path, change.before.as_deref()) {
-                crate::commands::complain(&anyhow::Error::new(error).context("cannot take back"));
-            }
-        }
+    /// Takes everything back, as far as possible; the first error is returned.
+    pub fn take_back(mut self) -> Result<(), Error> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<(), Error> {
+        self.kept = true;
+        let undone =
+            self.changes.iter().rev().map(|change| put(&change.path, change.before.as_deref()));
+        let results: Vec<_> = undone.collect();
         for directory in self.directories.iter().rev() {
             // Somebody else's file in it keeps it.
             let _ = fs::remove_dir(directory);
         }
+        results.into_iter().collect()
     }
 }
 
 impl Drop for Written {
     fn drop(&mut self) {
         if !self.kept {
-            self.take_back();
+            // On the way of another error, which is the one that is told.
+            let _ = self.undo();
         }
     }
 }
@@ -102,9 +107,11 @@ fn put(path: &Path, content: Option<&str>) -> Result<(), Error> {
     let Some(content) = content else {
         return fs::remove_file(path).map_err(error("remove", path));
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // A link in /etc stays one: its file is replaced, not the link.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
     // systemd takes no file that begins with a dot for a unit.
-    let temporary = path.with_file_name(format!(".{name}.traffic-agent"));
+    let temporary = target.with_file_name(format!(".{name}.traffic-agent"));
     let written = (|| {
         // What a killed run left, and whatever it links to, is not written to.
         match fs::remove_file(&temporary) {
@@ -121,8 +128,6 @@ fn put(path: &Path, content: Option<&str>) -> Result<(), Error> {
             Err(_) => file.set_permissions(Permissions::from_mode(MODE))?,
         }
         file.sync_all()?;
-        // A link in /etc stays one: its file is replaced, not the link.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         fs::rename(&temporary, &target)
     })();
     if written.is_err() {

@@ -119,6 +119,12 @@ pub enum Refusal {
         /// Where it is.
         slice: String,
     },
+    /// A drop-in that is read after ours.
+    #[error(
+        "{} says Slice=, and is read after what would be written here; take that line out of it, or give its \
+         slice as --slice, if nothing else is in it", .0.display()
+    )]
+    Overruled(PathBuf),
     /// A file in the way.
     #[error(
         "{} was not written by `traffic-agent install`, so it is not overwritten; {remedy}", path.display()
@@ -148,6 +154,9 @@ pub enum Refusal {
 /// Plans a slice of its own for a unit.
 pub fn install(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Plan, Refusal> {
     let slice = choose_slice(found, unit, asked)?;
+    if let Some(other) = overruling(found, unit) {
+        return Err(Refusal::Overruled(other));
+    }
     let cgroup = slice::cgroup(&slice);
     let config = add_to_config(found, &unit.id, &slice)?;
     let mut plan = Plan {
@@ -246,6 +255,18 @@ fn choose_slice(found: &Found, unit: &Unit, asked: Option<&str>) -> Result<Strin
             slice::name(&unit.slice, &unit.id).ok_or_else(|| Refusal::LongName(unit.id.clone()))
         }
     }
+}
+
+/// A drop-in that sets the slice and wins against ours: they are read in the order of their names.
+fn overruling(found: &Found, unit: &Unit) -> Option<PathBuf> {
+    let ours = drop_in(&unit.id);
+    let wins = |path: &&PathBuf| path.file_name() > ours.file_name();
+    let sets = |path: &&PathBuf| {
+        let text = found.file(path).unwrap_or_default();
+        text.lines().any(|line| line.trim_start().starts_with("Slice="))
+    };
+    let paths: Vec<PathBuf> = unit.drop_ins.iter().map(PathBuf::from).collect();
+    paths.iter().filter(wins).find(sets).cloned()
 }
 
 fn add_to_config(found: &Found, unit: &str, slice: &str) -> Result<config_text::Edited, Refusal> {

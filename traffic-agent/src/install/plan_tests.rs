@@ -125,3 +125,15 @@ fn the_agent_outlives_all_but_the_last_unit() {
     let names = ["50-xray.service.conf".to_owned(), "override.conf".to_owned()];
     assert_eq!(installed(&names), ["xray.service"]);
 }
+
+#[test]
+fn a_drop_in_that_would_win_is_named() {
+    let path = "/etc/systemd/system/xray.service.d/override.conf";
+    let edited = Unit { drop_ins: vec![path.to_owned()], ..unit() };
+    let mut found = found();
+    found.files.insert(path.into(), "[Service]\nSlice=mine.slice\n".to_owned());
+    let error = install(&found, &edited, None).unwrap_err();
+    assert_eq!(error, Refusal::Overruled(path.into()));
+    found.files.insert(path.into(), "[Service]\nRestart=always\n".to_owned());
+    assert!(install(&found, &edited, None).is_ok());
+}

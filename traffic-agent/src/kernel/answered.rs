@@ -208,7 +208,7 @@ impl Answered {
         &mut self,
         ebpf: &mut Ebpf,
         links: &mut Links,
-        earlier: Option<&Pins>,
+        earlier: &[Pins],
     ) -> Result<(), Error> {
         if self.layout.is_ok()
             && let Err(refused) = self.attach_tracepoints(ebpf, links)

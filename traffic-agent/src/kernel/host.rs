@@ -115,7 +115,7 @@ impl HostCounter {
         let pins = root.target(PINS);
         let earlier = root.earlier(PINS)?;
         pins.create()?;
-        if let Some(earlier) = &earlier {
+        for earlier in &earlier {
             take_over_maps(earlier, &pins, PINNED)?;
         }
         let counter = with_locked_memory(|| {
@@ -125,10 +125,10 @@ impl HostCounter {
                     let (_, name) = PROGRAMS.iter().find(|(hook, _)| *hook == wanted)?;
                     descriptor(ebpf, name).ok()
                 };
-                Links::adopt(pins.clone(), earlier.as_ref(), program)
+                Links::adopt(pins.clone(), &earlier, program)
             })
         })?;
-        if let Some(earlier) = earlier {
+        for earlier in earlier {
             earlier.remove()?;
         }
         Ok(counter)

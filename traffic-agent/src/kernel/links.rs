@@ -56,11 +56,11 @@ impl Links {
     /// `program`: the one for a hook; without one its links are removed.
     pub(super) fn adopt<'p>(
         pins: Pins,
-        earlier: Option<&Pins>,
+        earlier: &[Pins],
         program: impl Fn(Hook) -> Option<BorrowedFd<'p>>,
     ) -> Result<Self, super::Error> {
         let mut links = Self { pins: Some(pins.clone()), ..Self::default() };
-        for source in earlier.into_iter().chain([&pins]) {
+        for source in earlier.iter().chain([&pins]) {
             for name in source.link_names()? {
                 let path = source.link(&name);
                 let Some(key) = parse_cgroup(&name) else { continue };
@@ -140,11 +140,8 @@ impl Links {
     }
 
     /// Removes the tracepoints' links of earlier generations, which these have taken over.
-    pub(super) fn remove_earlier_tracepoints(
-        &self,
-        earlier: Option<&Pins>,
-    ) -> Result<(), super::Error> {
-        for source in earlier.into_iter().chain(&self.pins) {
+    pub(super) fn remove_earlier_tracepoints(&self, earlier: &[Pins]) -> Result<(), super::Error> {
+        for source in earlier.iter().chain(&self.pins) {
             for name in source.link_names()? {
                 let is_own = self.tracepoints.iter().any(|(own, _)| *own == name);
                 if name.starts_with('t') && !(is_own && Some(source) == self.pins.as_ref()) {

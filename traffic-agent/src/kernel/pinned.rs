@@ -78,11 +78,11 @@ impl Counter {
         options: &Options,
         root: &PinRoot,
         name: &str,
-    ) -> Result<(Self, Option<Retired>), Error> {
+    ) -> Result<(Self, Vec<Retired>), Error> {
         let pins = root.target(name);
         let earlier = root.earlier(name)?;
         pins.create()?;
-        if let Some(earlier) = &earlier {
+        for earlier in &earlier {
             take_over_maps(earlier, &pins, SHARED)?;
         }
         check_layouts(&pins)?;
@@ -102,12 +102,12 @@ impl Counter {
                         (wanted == Hook::Release && with_release).then_some(answered::REMEMBER_UDP);
                     descriptor(ebpf, known.map(|(_, name)| *name).or(release)?).ok()
                 };
-                Links::adopt(pins.clone(), earlier.as_ref(), program)
+                Links::adopt(pins.clone(), &earlier, program)
             })?;
             let Self { ebpf, links, answered, .. } = &mut counter;
             // Nothing to take over from: they are attached with the first cgroup.
             if !links.cgroups().is_empty() {
-                answered.take_over(ebpf, links, earlier.as_ref())?;
+                answered.take_over(ebpf, links, &earlier)?;
             }
             for name in COUNTERS.into_iter().chain(SHARED) {
                 let path = pins.map(name);
@@ -116,7 +116,15 @@ impl Counter {
             }
             Ok::<_, Error>(counter)
         })?;
-        let retired = earlier.map(Retired::open).transpose()?;
+        let mut retired = Vec::new();
+        for earlier in earlier {
+            if earlier.exist() {
+                retired.push(Retired::open(earlier)?);
+            } else {
+                // Begun, and killed before it counted; or read to the end, and killed when it was removed.
+                earlier.remove()?;
+            }
+        }
         Ok((counter, retired))
     }
 

@@ -12,6 +12,9 @@ use std::{
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+/// The map without which the others are of no use.
+const CELLS: &str = "CELLS";
+
 /// Why pins could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,10 +108,11 @@ impl PinRoot {
         Pins { directory: self.directory(self.abi).join(name) }
     }
 
-    /// The pins of a target as an earlier version left them, the latest of them.
-    pub(super) fn earlier(&self, name: &str) -> Result<Option<Pins>, Error> {
-        let mut earlier = None;
-        for abi in self.abis()? {
+    /// The pins of a target as earlier versions left them, the latest first. More than one if an upgrade was
+    /// interrupted by another.
+    pub(super) fn earlier(&self, name: &str) -> Result<Vec<Pins>, Error> {
+        let mut earlier = Vec::new();
+        for abi in self.abis()?.into_iter().rev() {
             let directory = self.directory(abi).join(name);
             if !directory.exists() {
                 continue;
@@ -117,7 +121,7 @@ impl PinRoot {
                 return Err(Error::Newer { path: directory, abi, own: self.abi });
             }
             if abi < self.abi {
-                earlier = Some(Pins { directory });
+                earlier.push(Pins { directory });
             }
         }
         Ok(earlier)
@@ -213,7 +217,7 @@ pub struct Pins {
 impl Pins {
     /// Whether there are any.
     pub fn exist(&self) -> bool {
-        self.directory.join("CELLS").exists()
+        self.directory.join(CELLS).exists()
     }
 
     /// Makes the directories, for root alone.
@@ -245,11 +249,14 @@ impl Pins {
         list(&self.links())
     }
 
-    /// Removes all of them: links first, so that nothing is counted that nobody can read.
+    /// Removes all of them: links first, so that nothing is counted that nobody can read; then the cells, so
+    /// that what is left of an interrupted removal does not look like counters.
     pub fn remove(&self) -> Result<(), Error> {
         let links = self.links();
         for directory in [&links, &self.directory] {
-            for name in list(directory)? {
+            let mut names = list(directory)?;
+            names.sort_unstable_by_key(|name| name != CELLS);
+            for name in names {
                 let path = directory.join(name);
                 if path != links {
                     fs::remove_file(&path).map_err(file_error("remove", &path))?;

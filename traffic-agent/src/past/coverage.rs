@@ -8,8 +8,9 @@ use crate::{
     history::{Event, EventKind},
 };
 
-/// A history that is older than this is not kept up: the agent writes every ten seconds.
-pub const CURRENT_WITHIN: SignedDuration = SignedDuration::from_secs(60);
+/// A history that is older than this is not kept up: the agent writes traffic every ten seconds, and that
+/// time went by without any once a minute.
+pub const CURRENT_WITHIN: SignedDuration = SignedDuration::from_secs(150);
 
 /// Time that may be missing although nothing was missed: what an attachment takes to be timed, and the
 /// difference between two clocks. NTP corrects a clock by 500 ppm at most (adjtime(3), "slew rate").

@@ -11,6 +11,7 @@ pub mod host;
 pub mod plan;
 pub mod projection;
 pub mod rows;
+pub mod status;
 pub mod tally;
 
 use jiff::{ZonedDateTime, civil::Date};

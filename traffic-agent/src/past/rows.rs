@@ -45,8 +45,7 @@ pub fn rows(
     let mut rows = Vec::new();
     for (index, slice) in (1..).zip(&plan.rows) {
         let coverage = coverage(subject, slice, tally.observed(index), calendar);
-        let sums = tally.sums(index);
-        if coverage.observable_seconds == 0.0 && sums.is_empty() {
+        if coverage.observable_seconds == 0.0 && tally.is_empty(index) {
             continue;
         }
         let row = |group: Group, totals: Scopes| {
@@ -67,7 +66,9 @@ pub fn rows(
             Row { modelled_link_bytes, ..row }
         };
         match tally.is_divided() {
-            true => rows.extend(sums.iter().map(|(group, totals)| row(group.clone(), *totals))),
+            true => {
+                rows.extend(tally.sums(index).map(|(group, totals)| row(group.clone(), totals)))
+            }
             false => rows.push(row(Group::default(), tally.total(index))),
         }
     }
@@ -103,7 +104,13 @@ fn project(plan: &Plan, tally: &Tally, calendar: &Calendar) -> Option<Projection
     Some(projection::project(month.name(), (start, end), &billed, tally.observed(index)))
 }
 
-fn findings(subject: &Subject, whole: Span, totals: &Scopes, calendar: &Calendar) -> Vec<Finding> {
+/// What is to be said of a target and the span that is reported of.
+pub fn findings(
+    subject: &Subject,
+    whole: Span,
+    totals: &Scopes,
+    calendar: &Calendar,
+) -> Vec<Finding> {
     let Known { last_flush, now, .. } = subject.known;
     let shown = |instant: Timestamp| calendar.zoned(instant).strftime("%Y-%m-%d %H:%M:%S %:z");
     let mut findings = Vec::new();

@@ -152,8 +152,12 @@ pub struct Tally {
     by: Vec<Dimension>,
     /// Where a slice begins or ends, and the slices from there to the next one.
     atoms: Vec<(Quarter, Vec<usize>)>,
-    groups: BTreeMap<Series, Group>,
-    sums: Vec<BTreeMap<Group, Scopes>>,
+    /// The number of the group that a series is in.
+    series: BTreeMap<Series, usize>,
+    /// The groups, and their numbers.
+    groups: BTreeMap<Group, usize>,
+    /// Sums of each slice, by the number of the group: a year of quarters is millions of additions.
+    sums: Vec<Vec<Option<Scopes>>>,
     observed: Vec<u64>,
     /// The first quarter of the date that was asked for last.
     latest: Option<(Date, Quarter)>,
@@ -181,8 +185,9 @@ impl Tally {
         Self {
             by: by.to_vec(),
             atoms,
+            series: BTreeMap::new(),
             groups: BTreeMap::new(),
-            sums: vec![BTreeMap::new(); slices.len()],
+            sums: vec![Vec::new(); slices.len()],
             observed: vec![0; slices.len()],
             latest: None,
         }
@@ -191,24 +196,29 @@ impl Tally {
     /// Adds traffic of a quarter.
     pub fn add(&mut self, quarter: Quarter, series: &Series, counters: Counters) {
         let Some(atom) = self.atom(quarter) else { return };
-        let undivided = Group::default();
-        let group = match self.by.is_empty() {
-            true => &undivided,
-            false => {
-                if !self.groups.contains_key(series) {
-                    self.groups.insert(series.clone(), Group::of(series, &self.by));
-                }
-                &self.groups[series]
-            }
-        };
+        let group = self.group_of(series);
         for &slice in &self.atoms[atom].1 {
             let sums = &mut self.sums[slice];
-            let scopes = match sums.get_mut(group) {
-                Some(scopes) => scopes,
-                None => sums.entry(group.clone()).or_default(),
-            };
+            if sums.len() <= group {
+                sums.resize(group + 1, None);
+            }
+            let scopes = sums[group].get_or_insert_default();
             *scopes.of_mut(series.scope).of_mut(series.direction) += counters;
         }
+    }
+
+    /// The number of the group that a series is in.
+    fn group_of(&mut self, series: &Series) -> usize {
+        if self.by.is_empty() {
+            return 0;
+        }
+        if let Some(&group) = self.series.get(series) {
+            return group;
+        }
+        let next = self.groups.len();
+        let group = *self.groups.entry(Group::of(series, &self.by)).or_insert(next);
+        self.series.insert(series.clone(), group);
+        group
     }
 
     /// Adds traffic of a date of the calendar that no slice cuts.
@@ -242,14 +252,20 @@ impl Tally {
         !self.by.is_empty()
     }
 
-    /// The sums of a slice by group.
-    pub fn sums(&self, slice: usize) -> &BTreeMap<Group, Scopes> {
-        &self.sums[slice]
+    /// The sums of a slice by group, in the order of the groups; those without traffic are left out.
+    pub fn sums(&self, slice: usize) -> impl Iterator<Item = (&Group, Scopes)> {
+        let sums = &self.sums[slice];
+        self.groups.iter().filter_map(|(group, &number)| Some((group, (*sums.get(number)?)?)))
     }
 
     /// All of a slice.
     pub fn total(&self, slice: usize) -> Scopes {
-        self.sums[slice].values().copied().sum()
+        self.sums[slice].iter().flatten().copied().sum()
+    }
+
+    /// Whether a slice has no traffic.
+    pub fn is_empty(&self, slice: usize) -> bool {
+        self.sums[slice].iter().all(Option::is_none)
     }
 
     /// Milliseconds of a slice that were observed.
@@ -390,7 +406,6 @@ mod tests {
         }
         let sums: Vec<_> = tally
             .sums(0)
-            .iter()
             .map(|(group, sum)| (group.leg, group.port, sum.billed.wire_bytes()))
             .collect();
         assert_eq!(

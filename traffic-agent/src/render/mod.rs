@@ -25,6 +25,7 @@ pub mod past_csv;
 pub mod past_host;
 pub mod progress;
 pub mod selftest;
+pub mod status;
 pub mod table;
 mod text;
 pub mod trace;

@@ -10,7 +10,7 @@ use super::{
     text::{Grid, Style, paint, tame, write_labelled},
 };
 use crate::{
-    past::{Extent, Note, PastReport, Row, TargetPast, projection::Projection},
+    past::{Coverage, Extent, Note, PastReport, Row, TargetPast, projection::Projection},
     report::{Counters, Directions, Scope},
     units::{NONE, format_bytes, format_percent, format_seconds},
 };
@@ -86,19 +86,18 @@ fn write_heading(
         line("interval", &format!("{} ({})", minutes(&report.interval), report.time_zone))?;
     }
     line("counted", &format!("since {}", target.since.strftime("%Y-%m-%d %H:%M:%S %:z")))?;
-    let coverage = &target.coverage;
+    line("observed", &observed(&target.coverage))
+}
+
+/// How much was observed, in words.
+pub(super) fn observed(coverage: &Coverage) -> String {
     let [observed, observable] =
         [coverage.observed_seconds, coverage.observable_seconds].map(format_seconds);
-    match coverage.complete {
-        true => line("observed", &format!("{observed} of {observable}")),
-        false => {
-            let share = coverage.percent().map_or(NONE.to_owned(), share);
-            line(
-                "observed",
-                &format!("{observed} of {observable} ({share}): traffic may be missing"),
-            )
-        }
+    if coverage.complete {
+        return format!("{observed} of {observable}");
     }
+    let share = coverage.percent().map_or(NONE.to_owned(), share);
+    format!("{observed} of {observable} ({share}): traffic may be missing")
 }
 
 /// A share that is less than all of it, and never rounded up to that.
@@ -389,7 +388,8 @@ fn write_notes(target: &TargetPast, options: &Options, out: &mut dyn Write) -> i
     Ok(())
 }
 
-fn told(Note { extent: Extent { start, end }, message, .. }: &Note) -> String {
+/// What happened, and when.
+pub(super) fn told(Note { extent: Extent { start, end }, message, .. }: &Note) -> String {
     let beginning = start.strftime("%Y-%m-%d %H:%M:%S");
     if start == end {
         return format!("{beginning} {}: {message}", start.strftime("%:z"));

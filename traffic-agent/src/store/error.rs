@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 
 /// Why the history could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum Error {
     Kind {
         /// What was found.
         path: PathBuf,
-        /// `a directory` or `a plain file`.
+        /// What it should be.
         expected: &'static str,
     },
     /// Somebody else's file or directory.
@@ -156,7 +156,7 @@ pub enum Error {
     },
     /// Another program holds the database.
     #[error(
-        "{} is held by another program; `fuser {}` says which. Nothing was written, and it is tried again",
+        "{} is held by another program; `fuser {}` says which. Nothing was written; try again",
         path.display(), path.display()
     )]
     Busy {
@@ -202,10 +202,18 @@ impl Error {
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Self::Damaged { path, source },
             ErrorCode::DiskFull => Self::Full { path, source },
             // The index of the log could not grow.
-            ErrorCode::SystemIoFailure
-                if failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE =>
-            {
+            ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
                 Self::Full { path, source }
+            }
+            // A writer died within its last steps, and a reader that was there before holds the index of the
+            // log as it was: gone when that reader is, or a writer comes.
+            ErrorCode::ReadOnly
+                if matches!(
+                    failure.extended_code,
+                    ffi::SQLITE_READONLY_RECOVERY | ffi::SQLITE_READONLY_CANTLOCK
+                ) =>
+            {
+                Self::Busy { path, source }
             }
             ErrorCode::ReadOnly => Self::ReadOnly { path, source },
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Self::Busy { path, source },

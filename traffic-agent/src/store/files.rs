@@ -66,7 +66,9 @@ fn make(database: &Path, group: u32) -> Result<bool, Error> {
     };
     // The umask may have taken bits away.
     file.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(failed)?;
-    if let Err(error) = fchown(&file, None, Some(group)) {
+    // A hardened unit that runs with that group may not call this, and need not.
+    let belongs = file.metadata().is_ok_and(|metadata| metadata.gid() == group);
+    if !belongs && let Err(error) = fchown(&file, None, Some(group)) {
         log::warn!("cannot give {} to group {group}: {error}", database.display());
     }
     Ok(true)
@@ -93,9 +95,10 @@ pub(super) fn find(directory: &Path) -> Result<PathBuf, Error> {
     Ok(database)
 }
 
-/// Whether the log of a database is there: the last writer left it.
-pub(super) fn has_log(database: &Path) -> bool {
-    beside(database).next().is_some_and(|log| log.exists())
+/// Whether the log of a database and the index of the log are there: the last writer left them.
+pub(super) fn beside_it(database: &Path) -> (bool, bool) {
+    let mut exist = beside(database).map(|path| path.exists());
+    (exist.next() == Some(true), exist.next() == Some(true))
 }
 
 fn beside(database: &Path) -> impl Iterator<Item = PathBuf> {

@@ -117,15 +117,16 @@ fn forget_days(connection: &mut Connection, kept: u32) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+/// Forgets the oldest events, up to the first one that is to be kept: so it need not look at all of them.
 fn forget_events(connection: &Connection, kept: Option<u32>) -> rusqlite::Result<()> {
     let beyond = kept.map(|kept| last_beyond(connection, kept)).transpose()?.flatten();
     let before = beyond.map_or(i64::MIN, |day| Quarter(day.after).start().as_millisecond());
     connection
-        .execute(
-            "DELETE FROM event WHERE \"end\" < ?1 OR id <= (SELECT max(id) FROM event) - ?2",
-            (before, EVENTS),
-        )
-        .map(drop)
+        .execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1", [EVENTS])?;
+    // Where none is to be kept, the newest one is.
+    let first_kept = "SELECT min(id) FROM event
+        WHERE \"end\" >= ?1 OR id = (SELECT max(id) FROM event)";
+    connection.execute(&format!("DELETE FROM event WHERE id < ({first_kept})"), [before]).map(drop)
 }
 
 fn give_back(connection: &Connection) -> rusqlite::Result<()> {
@@ -135,6 +136,6 @@ fn give_back(connection: &Connection) -> rusqlite::Result<()> {
     if surplus <= 0 {
         return Ok(());
     }
-    let pragma = format!("incremental_vacuum({})", surplus.min(PAGES_AT_ONCE));
-    connection.pragma_query(None, &pragma, |_| Ok(()))
+    let pages = surplus.min(PAGES_AT_ONCE);
+    connection.pragma(None, "incremental_vacuum", pages, |_| Ok(()))
 }

@@ -281,23 +281,26 @@ impl Reader {
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let mut flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    // Without a log there is no writer, and none that a reader could make: a copy, or a medium that is
-    // read-only. Then the file is all there is.
-    let connection = if files::has_log(path) {
-        Connection::open_with_flags(path, flags)?
-    } else {
-        flags |= OpenFlags::SQLITE_OPEN_URI;
-        Connection::open_with_flags(immutable(path), flags)?
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_URI;
+    let option = match files::beside_it(path) {
+        // The owner could write the index of the log, and would have to where nobody else has it open; it
+        // does not, so that it reads like everybody else, also on a full disk.
+        (true, true) => "?readonly_shm=1",
+        (true, false) => "",
+        // Without a log there is no writer, and none that a reader could make: a copy, or a medium that is
+        // read-only. Then the file is all there is.
+        (false, _) => "?immutable=1",
     };
+    let connection = Connection::open_with_flags(uri(path) + option, flags)?;
     // Everything that is read through it is of one moment: that of the first query.
     connection.execute_batch("PRAGMA trusted_schema = OFF; BEGIN")?;
     Ok(connection)
 }
 
-fn immutable(path: &Path) -> String {
+fn uri(path: &Path) -> String {
     let mut uri = "file:".to_owned();
     for &byte in path.as_os_str().as_bytes() {
         match byte {
@@ -308,7 +311,7 @@ fn immutable(path: &Path) -> String {
             _ => drop(write!(uri, "%{byte:02x}")),
         }
     }
-    uri + "?immutable=1"
+    uri
 }
 
 fn counters(row: &Row<'_>) -> rusqlite::Result<Counters> {

@@ -114,3 +114,45 @@ pub(super) fn set_meta(connection: &Connection, key: &str, value: &str) -> rusql
         )
         .map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+                         CREATE TABLE kept (a INTEGER) STRICT; INSERT INTO kept VALUES (1)";
+
+    fn columns(connection: &Connection) -> String {
+        connection
+            .query_row("SELECT group_concat(name) FROM pragma_table_info('kept')", [], |row| {
+                row.get(0)
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_schema_before_it_and_can_be_tried_again() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let path = Path::new("history.db");
+        run_steps(&mut connection, path, &[FIRST]).unwrap();
+        // The second step is refused in its middle.
+        let broken = "ALTER TABLE kept ADD COLUMN b INTEGER; INSERT INTO nowhere VALUES (1)";
+        let second = "ALTER TABLE kept ADD COLUMN b INTEGER";
+        let third = "ALTER TABLE kept ADD COLUMN c INTEGER";
+        let failed = run_steps(&mut connection, path, &[FIRST, broken, third]);
+        assert!(matches!(failed, Err(Error::Sqlite { .. })), "{failed:?}");
+        assert_eq!((version(&connection, path).unwrap(), columns(&connection).as_str()), (1, "a"));
+        run_steps(&mut connection, path, &[FIRST, second, third]).unwrap();
+        assert_eq!(
+            (version(&connection, path).unwrap(), columns(&connection).as_str()),
+            (3, "a,b,c")
+        );
+        // Nothing is done twice.
+        run_steps(&mut connection, path, &[FIRST, second, third]).unwrap();
+        let rows: i64 =
+            connection.query_row("SELECT sum(a) FROM kept", [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 1);
+        let newer = run_steps(&mut connection, path, &[FIRST, second]);
+        assert!(matches!(newer, Err(Error::Newer { found: 3, known: 2, .. })), "{newer:?}");
+    }
+}

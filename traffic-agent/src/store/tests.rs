@@ -1,7 +1,11 @@
 //! The store as its users see it: what goes in comes out, whatever happens in between.
 
 mod book;
+mod days;
+mod faults;
 mod host;
+mod properties;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

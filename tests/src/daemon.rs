@@ -1,0 +1,238 @@
+//! The built `traffic-agent run`, with a state directory and a bpf filesystem of its own, and what its
+//! history holds.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use traffic_agent::history::{Event, Quarter, Series};
+use traffic_agent::report::{CellReport, Counters};
+use traffic_agent::store::Reader;
+
+use crate::agent::program;
+use crate::figures::{self, Books};
+use crate::require_root;
+
+/// Nothing that is tested takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a daemon lives. Dropped, the daemon is killed, and its pins and files are gone.
+#[derive(Debug)]
+pub struct Home {
+    directory: TempDir,
+    program: PathBuf,
+    daemon: Option<Child>,
+    /// Flags of every start.
+    flags: Vec<String>,
+    environment: BTreeMap<String, String>,
+}
+
+impl Home {
+    /// Makes the state directory and the bpf filesystem. `flags`: what `run` is started with besides.
+    pub fn new(flags: &[&str]) -> Result<Self> {
+        require_root()?;
+        let directory = TempDir::with_prefix("ta-test-")?;
+        for name in ["state", "bpf"] {
+            fs::create_dir(directory.path().join(name))?;
+        }
+        fs::set_permissions(directory.path().join("state"), Permissions::from_mode(0o750))?;
+        let home = Self {
+            directory,
+            program: program()?,
+            daemon: None,
+            flags: flags.iter().map(ToString::to_string).collect(),
+            environment: BTreeMap::new(),
+        };
+        home.mount_bpf()?;
+        Ok(home)
+    }
+
+    /// Mounts the bpf filesystem.
+    pub fn mount_bpf(&self) -> Result<()> {
+        let bpf = self.bpffs();
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("cannot mount a bpf filesystem at {}", bpf.display()))
+    }
+
+    /// Unmounts it, with all pins.
+    pub fn unmount_bpf(&self) -> Result<()> {
+        Ok(umount2(&self.bpffs(), MntFlags::MNT_DETACH)?)
+    }
+
+    /// Where history and lock are.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Where pins are.
+    pub fn bpffs(&self) -> PathBuf {
+        self.directory.path().join("bpf")
+    }
+
+    /// A file of the test's own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Sets a variable of the environment of every start from here on.
+    pub fn set(&mut self, name: &str, value: impl ToString) {
+        self.environment.insert(name.to_owned(), value.to_string());
+    }
+
+    /// A command of the agent upon this state directory.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(name).args(["--state-dir".as_ref(), self.state_dir().as_os_str()]);
+        if matches!(name, "run" | "detach") {
+            command.args(["--bpffs".as_ref(), self.bpffs().as_os_str()]);
+        }
+        command.envs(&self.environment).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the daemon; does not wait for it.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "it runs already");
+        let log = File::options().create(true).append(true).open(self.file("log"))?;
+        let mut command = self.command("run");
+        command.args(&self.flags).stdout(log.try_clone()?).stderr(log);
+        self.daemon = Some(command.spawn().context("cannot start traffic-agent")?);
+        Ok(())
+    }
+
+    /// Starts the daemon and waits until its first flush.
+    pub fn start_and_wait(&mut self) -> Result<()> {
+        let before = self.last_flush();
+        self.start()?;
+        self.wait_until("the daemon writes its history", |home| home.last_flush() > before)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Result<Pid> {
+        let daemon = self.daemon.as_ref().context("it does not run")?;
+        Ok(Pid::from_raw(daemon.id() as i32))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// Kills it, as the kernel does for want of memory.
+    pub fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait_for_end().map(drop)
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let status = self.wait_for_end()?;
+        ensure!(status.success(), "the daemon ended with {status}:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Waits until it has ended.
+    pub fn wait_for_end(&mut self) -> Result<ExitStatus> {
+        let mut daemon = self.daemon.take().context("it does not run")?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = daemon.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                daemon.kill()?;
+                daemon.wait()?;
+                bail!("the daemon does not end:\n{}", self.log());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until something is so.
+    pub fn wait_until(&self, what: &str, is_so: impl Fn(&Self) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            ensure!(Instant::now() < deadline, "waited in vain until {what}:\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.file("log")).unwrap_or_default()
+    }
+
+    /// When the history was written last, in milliseconds.
+    pub fn last_flush(&self) -> Option<i64> {
+        let reader = Reader::open(&self.state_dir()).ok()?;
+        let targets = reader.targets().ok()?;
+        targets.iter().map(|target| target.last_flush.as_millisecond()).max()
+    }
+
+    /// Everything that the history holds of a target.
+    pub fn cells(&self, target: &str) -> Result<Vec<CellReport>> {
+        let mut sums: BTreeMap<Series, Counters> = BTreeMap::new();
+        let all: Range<Quarter> = Quarter(0)..Quarter(i64::from(u32::MAX));
+        Reader::open(&self.state_dir())?.quarters(target, all, |_, series, counters| {
+            *sums.entry(series.clone()).or_default() += counters;
+        })?;
+        Ok(sums.into_iter().map(cell).collect())
+    }
+
+    /// The same as books.
+    pub fn books(&self, target: &str) -> Result<Books> {
+        Ok(figures::of_cells(&self.cells(target)?))
+    }
+
+    /// All events of a target.
+    pub fn events(&self, target: &str) -> Result<Vec<Event>> {
+        let reader = Reader::open(&self.state_dir())?;
+        Ok(reader.events(target, jiff::Timestamp::MIN..jiff::Timestamp::MAX)?)
+    }
+}
+
+fn cell((series, counters): (Series, Counters)) -> CellReport {
+    let Series { interface, scope, origin, direction, leg, protocol, port, family } = series;
+    CellReport { interface, scope, origin, direction, leg, protocol, port, family, counters }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            let _ = self.kill();
+        }
+        // All mounts of this place, however often it was mounted.
+        while self.unmount_bpf().is_ok() {}
+    }
+}
+
+/// Where the pins of a target are.
+pub fn pins(home: &Home, abi: u32, target: &str) -> Result<PathBuf> {
+    let versions = home.bpffs().join("traffic-agent").join(format!("v{abi}"));
+    let instance = fs::read_dir(&versions)?.next().context("no pins")??;
+    Ok(instance.path().join(target))
+}
+
+/// Whether anything is pinned.
+pub fn has_pins(home: &Home) -> bool {
+    fn has_file(directory: &Path) -> bool {
+        let Ok(entries) = fs::read_dir(directory) else { return false };
+        entries.flatten().any(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => has_file(&entry.path()),
+            _ => true,
+        })
+    }
+    has_file(&home.bpffs().join("traffic-agent"))
+}

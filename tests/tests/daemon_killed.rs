@@ -1,0 +1,171 @@
+//! The daemon is killed and started again while traffic flows: history and counters together have what the
+//! far ends captured, to the byte, each time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use fastrand::Rng;
+use traffic_lab::Stack;
+use traffic_lab::packet::Family;
+use traffic_lab::workload::Workload;
+use traffic_tests::daemon::{Home, has_pins};
+use traffic_tests::figures::{self, Books};
+use traffic_tests::site::{RELAY_PORT, Site, tcp};
+
+/// What is carried again and again.
+const TRAFFIC: Workload = Workload {
+    name: "steady",
+    connections: 20,
+    parallel: 4,
+    upload_bytes: 20_000,
+    download_bytes: 200_000,
+    at_once: false,
+};
+
+/// Drives traffic while something is done, which tells how long.
+fn under_load<T>(site: &Site, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+    let server = site.server()?;
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let driving = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                let family = if rounds % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 };
+                site.drive(&TRAFFIC, family, &server)?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let result = meanwhile();
+        done.store(true, Ordering::Relaxed);
+        let rounds = driving.join().expect("the driver does not panic").context("the traffic")?;
+        println!("{rounds} rounds of {} bytes", TRAFFIC.total_bytes());
+        result
+    })
+}
+
+/// Random moments; which, is printed, so that a failure can be had again.
+fn moments() -> Rng {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    Rng::with_seed(seed)
+}
+
+/// What one book has beyond another.
+fn since(now: &Books, before: &Books) -> Books {
+    let mut difference = Books::new();
+    for (key, figures) in now {
+        let before = before.get(key).copied().unwrap_or_default();
+        let added = figures::Figures {
+            wire_packets: figures.wire_packets - before.wire_packets,
+            wire_bytes: figures.wire_bytes - before.wire_bytes,
+            payload_bytes: figures.payload_bytes - before.payload_bytes,
+        };
+        if added != figures::Figures::default() {
+            difference.insert(key.clone(), added);
+        }
+    }
+    difference
+}
+
+fn home(site: &Site) -> Result<Home> {
+    let target = format!("counted=cgroup:{}", site.cgroup.cgroup_path());
+    Home::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"])
+}
+
+/// Kills and starts the daemon `times` times under load, `prepare` before each start, and holds the history
+/// against the captures.
+fn kill_under_load(
+    site: &Site,
+    home: &mut Home,
+    times: u32,
+    random: &mut Rng,
+    mut prepare: impl FnMut(&mut Home),
+) -> Result<()> {
+    let before = home.books("counted").unwrap_or_default();
+    home.start_and_wait()?;
+    let capture = site.lab.capture()?;
+    under_load(site, || {
+        for _ in 0..times {
+            thread::sleep(Duration::from_millis(random.u64(..400)));
+            home.kill()?;
+            // Now and then it stays away for a while.
+            thread::sleep(Duration::from_millis(random.u64(..50)));
+            prepare(home);
+            home.start()?;
+        }
+        Ok(())
+    })?;
+    let trace = capture.stop()?;
+    trace.check()?;
+    // The last one may not have come as far as its first reading.
+    home.kill()?;
+    home.start_and_wait()?;
+    home.stop()?;
+    let counted = since(&home.books("counted")?, &before);
+    assert!(!counted.is_empty(), "nothing was counted");
+    let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
+    assert_eq!(counted, captured, "history (left), capture (right)\n{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn a_hundred_kills_lose_and_double_nothing() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _relay = site.relay()?;
+    let mut home = home(&site)?;
+    let mut random = moments();
+    for _ in 0..10 {
+        kill_under_load(&site, &mut home, 10, &mut random, |_| ())?;
+    }
+    let gaps: Vec<_> = home
+        .events("counted")?
+        .into_iter()
+        .filter(|event| event.kind != traffic_agent::history::EventKind::Note)
+        .collect();
+    assert!(gaps.is_empty(), "{gaps:?}");
+    Ok(())
+}
+
+#[test]
+fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _relay = site.relay()?;
+    let mut home = home(&site)?;
+    let mut random = moments();
+    let mut abi = 1;
+    for _ in 0..10 {
+        kill_under_load(&site, &mut home, 10, &mut random, |home| {
+            abi += 1;
+            home.set("TRAFFIC_AGENT_ABI", abi);
+        })?;
+    }
+    assert_eq!(abi, 101);
+    Ok(())
+}
+
+#[test]
+fn detaching_leaves_no_pin_and_the_history_whole() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _relay = site.relay()?;
+    let mut home = home(&site)?;
+    home.start_and_wait()?;
+    let capture = site.lab.capture()?;
+    under_load(&site, || {
+        thread::sleep(Duration::from_secs(2));
+        home.kill()
+    })?;
+    let trace = capture.stop()?;
+    trace.check()?;
+    assert!(has_pins(&home));
+    let output = home.command("detach").output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(said, "not counted any more: counted\n");
+    assert!(!has_pins(&home));
+    let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
+    assert_eq!(home.books("counted")?, captured, "history (left), capture (right)");
+    Ok(())
+}
