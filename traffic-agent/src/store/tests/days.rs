@@ -15,7 +15,7 @@ fn fill(store: &mut Store, from: &str, to: &str) {
         observed: vec![(Quarter(quarter), 1)],
         ..empty("xray", Quarter(quarter))
     });
-    store.flush(&Flush { targets: targets.collect() }).unwrap();
+    store.flush(&Flush { targets: targets.collect(), ..Flush::default() }).unwrap();
 }
 
 /// Days and the number of their quarters, which counters and observed time agree upon.
