@@ -360,15 +360,14 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
     if names.is_empty() {
-        return Ok(names);
+        return remove_all(&root, names);
     }
     let boot_id = boot_id(&host.proc)?;
     let mut store = Store::open(&config.state_dir, &config.time_zone)
         .context("what was counted last cannot be written; without it: detach --discard")?;
     let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
     targets.end_all_others(&mut store)?;
-    root.remove_all()?;
-    Ok(names)
+    remove_all(&root, names)
 }
 
 /// Removes all pins of this state directory. What was counted since the last flush is lost.
@@ -376,6 +375,14 @@ pub fn discard(config: &Config) -> Result<Vec<String>> {
     let _lock = Lock::take(&config.state_dir)?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
+    remove_all(&root, names)
+}
+
+/// Removes all pins, those of the host's ledger too, and names that beside the targets.
+fn remove_all(root: &PinRoot, mut names: Vec<String>) -> Result<Vec<String>> {
+    if root.has_host() {
+        names.push("the host's cgroups".to_owned());
+    }
     root.remove_all()?;
     Ok(names)
 }

@@ -139,6 +139,11 @@ impl PinRoot {
         Ok(names)
     }
 
+    /// Whether the host's ledger is pinned.
+    pub fn has_host(&self) -> bool {
+        self.target(HOST).directory.exists()
+    }
+
     /// Removes everything that is pinned for this agent: it detaches, and what was counted is gone.
     /// Returns how many targets there were.
     pub fn remove_all(&self) -> Result<usize, Error> {
