@@ -246,6 +246,19 @@ impl Answered {
         Ok(())
     }
 
+    /// Forgets all cgroups but these: others ended while no agent ran, and the map has room for few.
+    pub(super) fn keep_cgroups(&mut self, ids: &[u64]) -> Result<(), Error> {
+        let known: Vec<u64> =
+            self.cgroups.keys().collect::<Result<_, _>>().map_err(map_error("CGROUPS"))?;
+        known.into_iter().filter(|id| !ids.contains(id)).try_for_each(|id| self.forget_cgroup(id))
+    }
+
+    /// Whether [`Answered::attach`] came to its end for a cgroup, or has nothing to do.
+    pub(super) fn is_attached(&self, links: &Links, id: u64) -> bool {
+        let is_told = || self.cgroups.get(&id, 0).is_ok();
+        self.layout.is_err() || (links.has((id, Hook::Release)) && is_told())
+    }
+
     /// Forgets a cgroup that is gone.
     pub(super) fn forget_cgroup(&mut self, id: u64) -> Result<(), Error> {
         match self.cgroups.remove(&id) {

@@ -200,10 +200,10 @@ impl Links {
         Ok(())
     }
 
-    /// Whether an egress link is there for this cgroup.
-    pub(super) fn has(&self, id: u64) -> bool {
+    /// Whether a link to this hook of this cgroup is there.
+    pub(super) fn has(&self, (id, hook): (u64, Hook)) -> bool {
         self.cgroups
-            .get(&(id, Hook::Egress))
+            .get(&(id, hook))
             .is_some_and(|link| bpf::cgroup_of(link.as_fd()).is_ok_and(|found| found == id))
     }
 }

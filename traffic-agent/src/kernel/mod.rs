@@ -335,9 +335,9 @@ impl Counter {
         self.answered.attach(&mut self.ebpf, &mut self.links, &directory, id)
     }
 
-    /// Whether it is attached to the cgroup with this id.
+    /// Whether it is attached to the cgroup with this id, in full: whoever attached it may have been killed.
     pub fn is_attached(&self, cgroup: u64) -> bool {
-        self.links.has(cgroup)
+        self.links.has((cgroup, Hook::Egress)) && self.answered.is_attached(&self.links, cgroup)
     }
 
     /// Ids of the cgroups that it is attached to, those that were removed included as long as sockets of

@@ -105,6 +105,7 @@ impl Counter {
                 Links::adopt(pins.clone(), &earlier, program)
             })?;
             let Self { ebpf, links, answered, .. } = &mut counter;
+            answered.keep_cgroups(&links.cgroups())?;
             // Nothing to take over from: they are attached with the first cgroup.
             if !links.cgroups().is_empty() {
                 answered.take_over(ebpf, links, &earlier)?;
