@@ -89,6 +89,11 @@ impl Home {
         self.environment.insert(name.to_owned(), value.to_string());
     }
 
+    /// What `run` is started with besides, from the next start on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(ToString::to_string).collect();
+    }
+
     /// A command of the agent upon this state directory.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(&self.program);

@@ -2,7 +2,7 @@
 
 pub mod finding;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
@@ -73,6 +73,8 @@ pub struct Measurement<'h> {
     /// Whether it was loaded for transparent listeners.
     transparent: bool,
     networks: Networks,
+    /// The cgroups that the counter hangs on, by their ids, as far as it is known where they are or were.
+    hung: BTreeMap<u64, Cgroup>,
     processes: BTreeSet<(i32, String)>,
     /// Ids of the cgroups and of all that were ever seen below them: the sockets of a child that was
     /// removed are still counted.
@@ -103,6 +105,7 @@ impl<'h> Measurement<'h> {
             counter,
             transparent: options.transparent,
             networks,
+            hung: BTreeMap::new(),
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -130,12 +133,19 @@ impl<'h> Measurement<'h> {
         let mut networks = Networks::default();
         networks.note_processes(&host.proc, host.cgroups.pids(&plan.cgroups)?);
         tell_namespaces(&mut counter, &networks)?;
+        let attached = counter.attached_cgroups();
+        let hung = match attached.is_empty() {
+            true => BTreeMap::new(),
+            false => host.cgroups.tree()?.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect(),
+        };
+        let hung = hung.into_iter().filter(|(id, _)| attached.contains(id)).collect();
         let measurement = Self {
             host,
             plan,
             counter,
             transparent: options.transparent,
             networks,
+            hung,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -151,10 +161,16 @@ impl<'h> Measurement<'h> {
     }
 
     /// Takes these cgroups for the target, and attaches to those that are new. Those it hung on before stay
-    /// until their last socket is gone.
+    /// until their last socket is gone, but for those that one of these contains or lies in: their packets
+    /// would be counted twice.
     ///
     /// Returns the cgroups that were attached now.
     pub fn attach(&mut self, cgroups: Vec<Cgroup>) -> Result<Vec<Cgroup>> {
+        let is_nested =
+            |hung: &Cgroup| cgroups.iter().any(|it| it.is_above(hung) || hung.is_above(it));
+        let nested: Vec<u64> =
+            self.hung.values().filter(|it| is_nested(it)).map(|it| it.id).collect();
+        self.detach(&nested)?;
         let mut attached = Vec::new();
         for cgroup in &cgroups {
             if !self.counter.is_attached(cgroup.id) {
@@ -162,8 +178,27 @@ impl<'h> Measurement<'h> {
                 attached.push(cgroup.clone());
             }
         }
+        let hangs_on = self.counter.attached_cgroups();
+        self.hung.retain(|id, _| hangs_on.contains(id));
+        self.hung.extend(cgroups.iter().map(|cgroup| (cgroup.id, cgroup.clone())));
         self.plan.cgroups = cgroups;
         Ok(attached)
+    }
+
+    /// Detaches from all cgroups but these: the target was chosen anew, and what it was before is not its own
+    /// any more.
+    pub fn keep_only(&mut self, cgroups: &[Cgroup]) -> Result<()> {
+        let mut others = self.counter.attached_cgroups();
+        others.retain(|id| cgroups.iter().all(|cgroup| cgroup.id != *id));
+        self.detach(&others)
+    }
+
+    fn detach(&mut self, ids: &[u64]) -> Result<()> {
+        for id in ids {
+            self.counter.detach(*id)?;
+            self.hung.remove(id);
+        }
+        Ok(())
     }
 
     /// Takes for the target what it hangs on already.

@@ -122,6 +122,7 @@ impl<'h> Account<'h> {
     /// Goes on where the history ends, and notes what is missing in between. To be called before the first
     /// [`Account::look`], or as soon as there is a history.
     pub fn open_book(&mut self, store: &Store, now: Now) -> Result<()> {
+        self.leave_what_it_was(store)?;
         let name = &self.target.spec.name;
         let (kept, last) = (store.absolutes(name)?, store.last_flush(name)?);
         let mut book = Book::open(name.clone(), self.target.spec.selector(), kept);
@@ -155,6 +156,21 @@ impl<'h> Account<'h> {
         }
         self.looked = self.read;
         self.book = Some(book);
+        Ok(())
+    }
+
+    /// Detaches from what the target was by another selector, which may still be there and is not its own any
+    /// more. In the history stands the other one until this is done.
+    fn leave_what_it_was(&mut self, store: &Store) -> Result<()> {
+        let spec = &self.target.spec;
+        let (before, now) = (store.selector(&spec.name)?, spec.selector());
+        let Some(before) = before.filter(|it| !it.is_empty() && *it != now) else { return Ok(()) };
+        if spec.selectors.is_empty() {
+            return Ok(());
+        }
+        // What stands in the way is said by the next look.
+        self.measurement.keep_only(&present(self.host, spec).unwrap_or_default())?;
+        self.waiting.push(remark(format!("the target was {before}, and is {now} from here on")));
         Ok(())
     }
 

@@ -107,6 +107,14 @@ impl Store {
             .map_err(|source| self.failed(source))
     }
 
+    /// What a target was selected by at its last flush; `None` before the first.
+    pub fn selector(&self, target: &str) -> Result<Option<String>, Error> {
+        self.connection
+            .query_row("SELECT selector FROM target WHERE name = ?1", [target], |row| row.get(0))
+            .optional()
+            .map_err(|source| self.failed(source))
+    }
+
     /// Forgets what is more than is to be kept.
     ///
     /// Does a few weeks at a time, each in a transaction of its own; returns whether it has come to the end.

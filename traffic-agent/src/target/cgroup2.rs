@@ -31,6 +31,12 @@ impl Cgroup {
     pub fn contains(&self, other: &Self) -> bool {
         strip_root(&self.path, &other.path).is_some()
     }
+
+    /// Whether `other` really lies below this cgroup, where one or the other may be gone: a path can have
+    /// been made again since, but ids only grow, and what contains another was there before it.
+    pub fn is_above(&self, other: &Self) -> bool {
+        self.id < other.id && self.path != other.path && self.contains(other)
+    }
 }
 
 impl From<&Cgroup> for CgroupReport {

@@ -1,0 +1,110 @@
+//! What a target is made of changes while its links are pinned: no cgroup is counted that is not the
+//! target's, and none twice.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::Result;
+use aya::maps::{HashMap, Map, MapData};
+use traffic_lab::packet::Family;
+use traffic_lab::process::Place;
+use traffic_lab::role::Role;
+use traffic_lab::workload::Workload;
+use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::daemon::{Home, pins};
+use traffic_tests::figures;
+use traffic_tests::role;
+use traffic_tests::site::{RELAY_PORT, Site, any, tcp};
+
+const TRAFFIC: Workload = Workload {
+    name: "steady",
+    connections: 5,
+    parallel: 2,
+    upload_bytes: 20_000,
+    download_bytes: 200_000,
+    at_once: false,
+};
+
+fn home(target: &str) -> Result<Home> {
+    Home::new(&["--target", target, "--interval", "1s", "--flush-interval", "1s"])
+}
+
+fn counted(cgroup: &CountedCgroup) -> String {
+    format!("counted=cgroup:{}", cgroup.cgroup_path())
+}
+
+/// Lets a daemon that was started with one target end, and one with another begin.
+fn change_target(home: &mut Home, target: &str) -> Result<()> {
+    home.stop()?;
+    home.set_flags(&["--target", target, "--interval", "1s", "--flush-interval", "1s"]);
+    home.start_and_wait()
+}
+
+#[test]
+fn a_cgroup_that_is_not_the_targets_any_more_is_not_counted() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _relay = site.relay()?;
+    let server = site.server()?;
+    let other = CountedCgroup::new("other")?;
+    let mut home = home(&counted(&site.cgroup))?;
+    home.start_and_wait()?;
+    site.drive(&TRAFFIC, Family::Ipv4, &server)?;
+    change_target(&mut home, &counted(&other))?;
+    let before = home.books("counted")?;
+    assert!(!before.is_empty(), "nothing was counted");
+    site.drive(&TRAFFIC, Family::Ipv4, &server)?;
+    home.stop()?;
+    assert_eq!(home.books("counted")?, before, "the cgroup of another is counted\n{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn a_target_that_moves_into_a_child_or_to_the_parent_is_counted_once() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let child = site.cgroup.child("child")?;
+    let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(&child), user: None };
+    let mut relay = Process::spawn(role(&Role::Relay { listen: any(RELAY_PORT) })?, place)?;
+    relay.wait_for_port(RELAY_PORT, std::time::Duration::from_secs(10))?;
+    let server = site.server()?;
+    let mut home = home(&counted(&site.cgroup))?;
+    home.start_and_wait()?;
+    let capture = site.lab.capture()?;
+    site.drive(&TRAFFIC, Family::Ipv4, &server)?;
+    for target in [&child, &site.cgroup] {
+        capture.settle()?;
+        change_target(&mut home, &counted(target))?;
+        site.drive(&TRAFFIC, Family::Ipv4, &server)?;
+    }
+    capture.settle()?;
+    let trace = capture.stop()?;
+    trace.check()?;
+    home.stop()?;
+    let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
+    assert_eq!(home.books("counted")?, captured, "history (left), capture (right)\n{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn cgroups_that_end_while_the_agent_is_away_take_no_place() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let path = site.cgroup.path().join("unit");
+    let target = format!("counted=cgroup:{}/unit", site.cgroup.cgroup_path());
+    let mut home = home(&target)?;
+    for _ in 0..3 {
+        fs::create_dir(&path)?;
+        home.start_and_wait()?;
+        home.kill()?;
+        fs::remove_dir(&path)?;
+    }
+    fs::create_dir(&path)?;
+    home.start_and_wait()?;
+    let map = pins(&home, traffic_ebpf::ABI_VERSION, "counted")?.join("CGROUPS");
+    let map = Map::HashMap(MapData::from_pin(map)?);
+    let known: HashMap<_, u64, u32> = map.try_into()?;
+    let known = known.keys().collect::<Result<Vec<u64>, _>>()?;
+    let present = fs::metadata(&path)?.ino();
+    home.stop()?;
+    fs::remove_dir(&path)?;
+    assert_eq!(known, [present], "{}", home.log());
+    Ok(())
+}
