@@ -2,18 +2,22 @@
 //! is counted, and under which name, is the target's own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use nix::net::if_::if_nametoindex;
 use traffic_agent::ledger;
 use traffic_agent::measure::{Measurement, Plan};
+use traffic_agent::network::Networks;
 use traffic_agent::report::{Directions, Protocol, TargetReport};
 use traffic_agent::target::{Cgroup, PortFilter, Value};
 use traffic_lab::link::{End, connect};
 use traffic_lab::packet::Family;
+use traffic_lab::process::Place;
 use traffic_lab::topology::{CLIENT_DEVICE, MTU, addresses};
-use traffic_lab::{CountedCgroup, Filter, Namespace, Stack};
+use traffic_lab::{CountedCgroup, Filter, Namespace, Process, Stack};
 use traffic_tests::exchange::{EXCHANGED_BYTES, with_listener};
 use traffic_tests::factory::Factory;
 use traffic_tests::site::{RELAY_PORT, Site, any, tcp};
@@ -155,5 +159,42 @@ fn one_target_in_two_namespaces_is_right_in_sum_and_not_complete() -> Result<()>
     assert!(finding.message.contains("2 network namespaces"), "{}", finding.message);
     assert!(finding.remedy.contains("targets of their own"), "{}", finding.remedy);
     drop(container);
+    Ok(())
+}
+
+/// Containers come and go for months: what is held open of them stays in the kernel, with its interfaces.
+#[test]
+fn a_namespace_that_was_left_is_let_go_and_its_names_are_kept_for_a_while() -> Result<()> {
+    traffic_tests::require_root()?;
+    let proc = Path::new("/proc");
+    let mut networks = Networks::default();
+    let mut numbers = Vec::new();
+    for devices in [&["one", "two", "uplink"][..], &["other"][..]] {
+        let namespace = Namespace::new("container")?;
+        let add =
+            |name: &&str| Command::new("ip").args(["link", "add", name, "type", "veth"]).status();
+        for made in namespace.run_in(|| devices.iter().map(add).collect::<Vec<_>>())? {
+            ensure!(made?.success(), "cannot make a device");
+        }
+        let last = devices[devices.len() - 1];
+        numbers.push((namespace.run_in(|| if_nametoindex(last))??, last));
+        let mut sleep = Command::new("sleep");
+        sleep.arg("60");
+        let place = Place { namespace: Some(&namespace), cgroup: None, user: None };
+        let process = Process::spawn(sleep, place)?;
+        let pid = process.pid() as i32;
+        networks.note_processes(proc, [pid]);
+        networks.learn_interfaces()?;
+        networks.forget_left(proc, [pid]);
+        assert_eq!(networks.inodes()?.len(), 1);
+        for (number, name) in &numbers {
+            assert_eq!(networks.interface(*number), Some(*name));
+        }
+        assert!(networks.finding().is_none());
+        drop(process);
+        // Nobody is there: it is kept for who comes next.
+        networks.forget_left(proc, [pid]);
+        assert_eq!(networks.inodes()?.len(), 1);
+    }
     Ok(())
 }

@@ -250,6 +250,15 @@ impl<'h> Measurement<'h> {
         if unused.is_empty() { Ok(()) } else { self.release(unused) }
     }
 
+    /// Forgets processes that ended and network namespaces that were left, which only a report of the whole
+    /// measurement asks for: over months they would grow without end.
+    pub fn forget_the_past(&mut self) -> Result<()> {
+        let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
+        self.processes.retain(|(pid, _)| pids.contains(pid));
+        self.networks.forget_left(&self.host.proc, pids);
+        Ok(())
+    }
+
     /// Takes ports on which nobody listens any more out of the client leg, unless their connections
     /// are still going on.
     fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {

@@ -18,6 +18,9 @@ pub struct Networks {
     seen: Vec<NetNs>,
     /// By the namespace's inode and the interface's number: numbers repeat between namespaces.
     interfaces: BTreeMap<(u64, u32), String>,
+    /// The names, by number, in the namespaces that were left last: what passed there may still have to be
+    /// named.
+    left: BTreeMap<u32, String>,
     /// SYN-ACKs with cookies that each namespace had sent when it was first seen.
     cookies: BTreeMap<u64, u64>,
 }
@@ -37,6 +40,23 @@ impl Networks {
                 self.seen.push(netns);
             }
         }
+    }
+
+    /// Lets go of the namespaces that none of these processes is in: each is held open, and with it the
+    /// interfaces in it and their other ends. Without any process all are kept, for the next one.
+    pub fn forget_left(&mut self, proc: &Path, pids: impl IntoIterator<Item = i32>) {
+        let present: BTreeSet<u64> = pids
+            .into_iter()
+            .filter_map(|pid| processes::read(proc, pid).and_then(|process| process.netns))
+            .collect();
+        let left = |inode: &u64| !present.contains(inode);
+        if present.is_empty() || !self.seen.iter().any(|netns| left(&netns.inode())) {
+            return;
+        }
+        self.seen.retain(|netns| !left(&netns.inode()));
+        self.cookies.retain(|inode, _| !left(inode));
+        let names = self.interfaces.extract_if(.., |(inode, _), _| left(inode));
+        self.left = names.map(|((_, index), name)| (index, name)).collect();
     }
 
     /// Learns the names of interfaces, also of those that came since the last call. A name stays
@@ -62,7 +82,8 @@ impl Networks {
     }
 
     /// The name of an interface number, as far as it was learnt: in a namespace of the target's
-    /// processes, or in the agent's own if none of them was seen.
+    /// processes, or in the agent's own if none of them was seen. One that is in none of them is looked for
+    /// where they were before.
     pub fn interface(&self, index: u32) -> Option<&str> {
         let is_target = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
         self.interfaces
@@ -70,7 +91,9 @@ impl Networks {
             .find(|((inode, number), _)| {
                 *number == index && (self.seen.is_empty() || is_target(*inode))
             })
-            .map(|(_, name)| name.as_str())
+            .map(|(_, name)| name)
+            .or_else(|| self.left.get(&index))
+            .map(String::as_str)
     }
 
     /// The inodes of the namespaces.

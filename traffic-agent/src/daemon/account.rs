@@ -266,7 +266,8 @@ impl<'h> Account<'h> {
                 "its pins were gone, and were made again: counting went on".to_owned(),
             ));
         }
-        self.measurement.follow()
+        self.measurement.follow()?;
+        self.measurement.forget_the_past()
     }
 
     /// Audits who owns the target's sockets, and returns what is newly wrong.
