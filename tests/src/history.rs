@@ -94,7 +94,7 @@ pub fn flush(from: u64, to: u64) -> Flush {
         closed: Vec::new(),
         events: (from..=to).map(event).collect(),
     };
-    Flush { targets: TARGETS.map(target).to_vec() }
+    Flush { targets: TARGETS.map(target).to_vec(), ..Flush::default() }
 }
 
 /// How many flushes the kept counters are of.
