@@ -7,6 +7,7 @@
 mod account;
 mod book;
 pub mod clock;
+mod estimates;
 mod targets;
 mod watch;
 
@@ -19,6 +20,7 @@ use log::{error, info, warn};
 use tokio::time::{Instant, sleep_until};
 
 use self::clock::{Now, until_next_quarter};
+use self::estimates::Estimates;
 use self::targets::Targets;
 use self::watch::Watch;
 use crate::config::{self, Config};
@@ -38,6 +40,8 @@ const AUDIT: Duration = Duration::from_secs(300);
 /// How often a target of which nothing is there is looked for where no watch would tell: a process may
 /// appear in a cgroup that has been there all along.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(5);
+/// How often the rules and interfaces are looked at.
+const ESTIMATES: Duration = Duration::from_secs(60);
 /// How often time alone is written: it is lost with the power, and the report says so.
 const FLUSH_TIME: Duration = Duration::from_secs(60);
 /// How often a history that cannot be opened is tried again.
@@ -54,6 +58,7 @@ struct Due {
     follow: Instant,
     look: Instant,
     audit: Instant,
+    estimates: Instant,
     store: Instant,
 }
 
@@ -67,6 +72,7 @@ impl Due {
             follow: now + FOLLOW,
             look: now + LOOK_FOR_ABSENT,
             audit: now + Duration::from_secs(5),
+            estimates: now,
             store: now + RETRY,
         }
     }
@@ -78,6 +84,7 @@ struct Daemon<'h> {
     targets: Targets<'h>,
     store: Option<Store>,
     watch: Watch,
+    estimates: Estimates,
     due: Due,
     /// The pause between two readings, as it has adapted.
     pause: Duration,
@@ -109,6 +116,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
         targets,
         store: None,
         watch,
+        estimates: Estimates::default(),
         due: Due::now(),
         pause,
         last: now,
@@ -147,6 +155,12 @@ impl Daemon<'_> {
                     self.silent_since = now.wall;
                     continue;
                 }
+                looked = self.estimates.next() => {
+                    // What passed the rules until now is in the counters now.
+                    self.read(Now::read());
+                    self.targets.finish_look(&looked);
+                    continue;
+                }
                 () = sleep_until(wake) => {}
             }
             self.tick();
@@ -164,7 +178,7 @@ impl Daemon<'_> {
     fn next_wake(&self) -> Instant {
         let due = &self.due;
         let quarter = Instant::now() + until_next_quarter(Timestamp::now());
-        let mut wake = due.read.min(due.follow).min(due.audit).min(quarter);
+        let mut wake = due.read.min(due.follow).min(due.audit).min(due.estimates).min(quarter);
         if let Some(interval) = self.watchdog {
             wake = wake.min(Instant::now() + interval);
         }
@@ -207,6 +221,11 @@ impl Daemon<'_> {
         } else if instant >= self.due.look {
             self.targets.look(now, now.wall, |target| target.is_absent());
             self.due.look = instant + LOOK_FOR_ABSENT;
+        }
+        if instant >= self.due.estimates {
+            self.read(now);
+            self.estimates.start(self.targets.begin_looks(), now.wall);
+            self.due.estimates = instant + ESTIMATES;
         }
         let news = self.targets.has_news() && instant >= self.due.flush;
         if news || instant >= self.due.flush_time {
