@@ -7,12 +7,15 @@ use jiff::Timestamp;
 
 use super::book::Book;
 use super::clock::Now;
+use super::estimates::Place;
+use crate::background::{Background, Look, Minute};
 use crate::config::Target;
 use crate::history::{Epoch, Event, EventKind, Quarter};
 use crate::kernel::Retired;
 use crate::kernel::pins::PinRoot;
 use crate::ledger;
 use crate::measure::{Measurement, Plan};
+use crate::method::ListeningPort;
 use crate::report::Finding;
 use crate::store::Store;
 use crate::target::{self, Cgroup, Host, TargetSpec};
@@ -57,6 +60,8 @@ pub struct Account<'h> {
     told: Vec<&'static str>,
     /// Billed wire bytes since the agent was started.
     billed: u64,
+    /// What other methods say.
+    background: Background,
 }
 
 impl<'h> Account<'h> {
@@ -101,6 +106,7 @@ impl<'h> Account<'h> {
             waiting: Vec::new(),
             told: Vec::new(),
             billed: 0,
+            background: Background::default(),
         })
     }
 
@@ -237,8 +243,42 @@ impl<'h> Account<'h> {
                 ),
             });
         }
+        self.background.post(&posted);
         self.billed = self.billed.saturating_add(ledger::totals(&posted).billed.wire_bytes());
         Ok(!posted.is_empty())
+    }
+
+    /// A look at other methods begins; returns where. To be called after [`Account::read`]. `None` as long as
+    /// there is no book: what was counted before it would all be of the first minute.
+    pub fn begin_look(&mut self) -> Result<Option<Place>> {
+        if self.book.is_none() {
+            return Ok(None);
+        }
+        let network = self.measurement.network()?;
+        self.background.begin();
+        let (target, ports) = (self.target.spec.name.clone(), self.estimate_ports());
+        Ok(Some(Place { target, network, ports }))
+    }
+
+    /// A look has ended. To be called after [`Account::read`].
+    pub fn finish_look(&mut self, look: &Look, at: Timestamp) {
+        let ports = self.estimate_ports();
+        let Minute { readings, events } = self.background.finish(look, &ports, at);
+        for event in events {
+            self.note(event);
+        }
+        if let Some(book) = &mut self.book {
+            book.compare(Timestamp::now(), readings);
+        }
+    }
+
+    /// The ports whose rules are read.
+    fn estimate_ports(&mut self) -> Vec<ListeningPort> {
+        let mut ports = self.measurement.client_ports();
+        if !self.target.estimate_ports.0.is_empty() {
+            ports.retain(|port| self.target.estimate_ports.adds(*port));
+        }
+        ports
     }
 
     /// Follows ports, interfaces and processes, and pins again what somebody has unpinned.
