@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::book::Book;
 use super::clock::Now;
@@ -53,6 +53,8 @@ pub struct Account<'h> {
     looked: Now,
     /// Whether traffic since `read` is counted: every cgroup of the target is hung on.
     covered: bool,
+    /// Time since `read` that lies in a gap.
+    missed: SignedDuration,
     begun: Begun,
     /// Events that wait for the book.
     waiting: Vec<Event>,
@@ -102,6 +104,7 @@ impl<'h> Account<'h> {
             read: now,
             looked: now,
             covered: true,
+            missed: SignedDuration::ZERO,
             begun: Begun::New,
             waiting: Vec::new(),
             told: Vec::new(),
@@ -140,10 +143,8 @@ impl<'h> Account<'h> {
         if let Some(last) = last {
             self.read = Now { wall: last.min(now.wall), boot: Duration::ZERO };
             self.begun = Begun::GoesOn;
-            if goes_on {
-                book.observe(last, now.wall);
-            } else {
-                self.begun = Begun::AfterGap;
+            if !goes_on {
+                (self.begun, self.read) = (Begun::AfterGap, now);
                 let rebooted = gone.iter().any(|epoch| epoch.boot_id != self.boot_id);
                 let reason = if rebooted {
                     "the host was started anew: what was counted after the last flush is lost"
@@ -170,7 +171,10 @@ impl<'h> Account<'h> {
     /// `silent_since`: until then no cgroup was made that this agent did not look at.
     pub fn look(&mut self, now: Now, silent_since: Timestamp) -> Result<Option<String>> {
         let cgroups = present(self.host, &self.target.spec)?;
+        // Until it has done so.
+        self.covered = false;
         let attached = self.measurement.attach(cgroups)?;
+        self.covered = true;
         self.measurement.counter().reap()?;
         let done = Timestamp::now();
         let (begun, looked) = (self.begun, self.looked.wall);
@@ -192,7 +196,9 @@ impl<'h> Account<'h> {
                 made.min().unwrap_or(known).min(done)
             }
         };
-        let milliseconds = done.duration_since(uncounted_since).as_millis();
+        let missed = done.duration_since(uncounted_since);
+        self.missed += missed;
+        let milliseconds = missed.as_millis();
         let message = format!(
             "{paths} was made anew, and is counted since {milliseconds} ms later at most: what it \
              exchanged in between is missing"
@@ -226,9 +232,14 @@ impl<'h> Account<'h> {
             book.post(quarter, now.wall, &current, &sample.cells, |new| named(measurement, new))?,
         );
         self.read = now;
-        if self.covered && before.boot != Duration::ZERO {
-            book.observe(now.wall_at(&before), now.wall);
+        if self.covered {
+            // Before this agent, nobody has looked at the clock.
+            let unknown = before.boot == Duration::ZERO;
+            let from = if unknown { before.wall } else { now.wall_at(&before) };
+            let counted = from.checked_add(self.missed).unwrap_or(now.wall);
+            book.observe(counted.min(now.wall), now.wall);
         }
+        self.missed = SignedDuration::ZERO;
         let spanned = Quarter::of(before.wall) != quarter;
         if spanned && !posted.is_empty() && before.wall < now.wall {
             let total = ledger::totals(&posted);
