@@ -37,6 +37,7 @@ pub mod proxies;
 pub mod routes;
 pub mod rules;
 pub mod seed;
+pub mod service;
 pub mod site;
 pub mod systemd;
 pub mod truth;

@@ -21,9 +21,19 @@ pub const HELPER: &str = "/usr/bin/traffic-tests";
 
 /// Starts systemd in a network namespace, with these files (by their path inside, mostly units).
 pub fn start(namespace: &Namespace, files: &[(&str, &str)]) -> Result<Systemd> {
+    start_with(namespace, files, &[])
+}
+
+/// The same with more programs, by where they are seen inside.
+pub fn start_with(
+    namespace: &Namespace,
+    files: &[(&str, &str)],
+    more: &[(&Path, &str)],
+) -> Result<Systemd> {
     require_root()?;
     let (agent, helper) = (agent::program()?, helper()?);
-    let programs = [(agent.as_path(), "/usr/bin/traffic-agent"), (&helper, HELPER)];
+    let mut programs = vec![(agent.as_path(), "/usr/bin/traffic-agent"), (&helper, HELPER)];
+    programs.extend_from_slice(more);
     Systemd::start(Setup { program: &helper, namespace, files, programs: &programs })
 }
 

@@ -225,6 +225,12 @@ impl Pins {
         self.directory.join(CELLS).exists()
     }
 
+    /// The same for whom they may be hidden from: then it is an error.
+    pub fn try_exist(&self) -> Result<bool, Error> {
+        let path = self.directory.join(CELLS);
+        path.try_exists().map_err(file_error("look for", &path))
+    }
+
     /// Makes the directories, for root alone.
     pub(super) fn create(&self) -> Result<(), Error> {
         let links = self.links();
