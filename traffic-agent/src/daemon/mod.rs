@@ -173,7 +173,7 @@ impl Daemon<'_> {
         if let Some(interval) = self.watchdog {
             wake = wake.min(Instant::now() + interval);
         }
-        if self.targets.any_absent() {
+        if self.targets.any_sought() {
             wake = wake.min(due.look);
         }
         wake
@@ -210,7 +210,7 @@ impl Daemon<'_> {
             self.prune();
             self.due.audit = instant + AUDIT;
         } else if instant >= self.due.look {
-            self.targets.look(now, now.wall, |target| target.is_absent());
+            self.targets.look(now, now.wall, |target| target.is_sought());
             self.due.look = instant + LOOK_FOR_ABSENT;
         }
         let news = self.targets.has_news() && instant >= self.due.flush;
@@ -250,9 +250,18 @@ impl Daemon<'_> {
                     info!("the history takes what was counted again: nothing is lost");
                 }
             }
-            Err(error) => self.complain(&error.context(
-                "cannot write the history; counting goes on, and what was counted is kept",
-            )),
+            Err(error) => {
+                self.complain(&error.context(
+                    "cannot write the history; counting goes on, and what was counted is kept",
+                ));
+                if self.store.as_ref().is_some_and(|store| !store.is_in_place()) {
+                    self.store = None;
+                    self.host.begin_again();
+                    self.open_store(now);
+                    self.due.flush = instant;
+                    self.due.flush_time = instant;
+                }
+            }
         }
         notify::status(&self.status());
     }
@@ -263,7 +272,10 @@ impl Daemon<'_> {
             .map_err(anyhow::Error::from)
             .and_then(|store| self.targets.open_books(&store, now).map(|()| store));
         match opened {
-            Ok(store) => self.store = Some(store),
+            Ok(mut store) => {
+                self.targets.end_all_but(&self.config.targets, &mut store);
+                self.store = Some(store);
+            }
             Err(error) => {
                 self.complain(&error.context("there is no history; counting goes on without"))
             }
@@ -365,8 +377,8 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
     let boot_id = boot_id(&host.proc)?;
     let mut store = Store::open(&config.state_dir, &config.time_zone)
         .context("what was counted last cannot be written; without it: detach --discard")?;
-    let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
-    targets.end_all_others(&mut store)?;
+    let targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
+    targets.end_others(&[], &mut store)?;
     remove_all(&root, names)
 }
 

@@ -70,6 +70,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What is open cannot be found at its path any more.
+    #[error(
+        "the files that were open as {} were removed or moved away, or others put in their place",
+        path.display()
+    )]
+    Displaced {
+        /// The database.
+        path: PathBuf,
+    },
     /// A file cannot be made.
     #[error("cannot make {}", path.display())]
     Make {
