@@ -3,6 +3,7 @@
 pub mod finding;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
@@ -20,6 +21,10 @@ use crate::target::sockets::Which;
 use crate::target::{
     self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value, ownership,
 };
+
+/// So long after its cgroup was made a container's first process is in the namespace that it stays in: it
+/// begins in the one of whoever starts it.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What to measure, and how to divide it.
 #[derive(Clone, Debug)]
@@ -73,6 +78,10 @@ pub struct Measurement<'h> {
     /// Whether it was loaded for transparent listeners.
     transparent: bool,
     networks: Networks,
+    /// Since when a cgroup is attached of which it is not sure in which namespace its processes are.
+    unsure_since: Option<Instant>,
+    /// Whether it goes on when it is dropped: then processes come and go, and their namespaces with them.
+    outlives: bool,
     processes: BTreeSet<(i32, String)>,
     /// Ids of the cgroups and of all that were ever seen below them: the sockets of a child that was
     /// removed are still counted.
@@ -103,6 +112,8 @@ impl<'h> Measurement<'h> {
             counter,
             transparent: options.transparent,
             networks,
+            unsure_since: None,
+            outlives: false,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -136,6 +147,8 @@ impl<'h> Measurement<'h> {
             counter,
             transparent: options.transparent,
             networks,
+            unsure_since: Some(Instant::now()),
+            outlives: true,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -160,6 +173,7 @@ impl<'h> Measurement<'h> {
             if !self.counter.is_attached(cgroup.id) {
                 self.counter.attach(&cgroup.dir)?;
                 attached.push(cgroup.clone());
+                self.unsure_since = Some(Instant::now());
             }
         }
         self.plan.cgroups = cgroups;
@@ -172,6 +186,11 @@ impl<'h> Measurement<'h> {
         let tree = self.host.cgroups.tree()?;
         self.plan.cgroups = tree.into_iter().filter(|it| attached.contains(&it.id)).collect();
         Ok(())
+    }
+
+    /// Whether there is a cgroup whose processes are still to come.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure_since.is_some()
     }
 
     /// The kernel's side.
@@ -194,9 +213,7 @@ impl<'h> Measurement<'h> {
                 self.processes.insert((pid, process.name));
             }
         }
-        self.networks.note_processes(&self.host.proc, pids);
-        self.networks.learn_interfaces()?;
-        tell_namespaces(&mut self.counter, &self.networks)?;
+        self.look_at_networks(pids)?;
 
         self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
         let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
@@ -213,6 +230,20 @@ impl<'h> Measurement<'h> {
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
         if unused.is_empty() { Ok(()) } else { self.release(unused) }
+    }
+
+    /// Notes in which namespaces these processes are, and what their interfaces are called.
+    fn look_at_networks(&mut self, pids: BTreeSet<i32>) -> Result<()> {
+        let inodes = self.networks.note_processes(&self.host.proc, pids);
+        // Without a process those of the last ones are the best guess.
+        if self.outlives && !inodes.is_empty() {
+            self.networks.keep_only(&inodes);
+            if self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
+                self.unsure_since = None;
+            }
+        }
+        self.networks.learn_interfaces()?;
+        tell_namespaces(&mut self.counter, &self.networks)
     }
 
     /// Takes ports on which nobody listens any more out of the client leg, unless their connections
@@ -429,11 +460,10 @@ impl<'h> Measurement<'h> {
             Owner::Interface(index) => self.networks.interface(*index).is_none(),
             Owner::Port(_) => false,
         };
-        if owners.iter().any(is_unknown) {
-            // It came since the last look.
+        if self.unsure_since.is_some() || owners.iter().any(is_unknown) {
+            // It, or the process, came since the last look.
             let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-            self.networks.note_processes(&self.host.proc, pids);
-            self.networks.learn_interfaces()?;
+            self.look_at_networks(pids)?;
         }
         names.interfaces[usize::from(INTERFACE_SLOT_LOOPBACK)] =
             (name_interface(&self.networks, LOOPBACK_IFINDEX), Scope::Loopback);

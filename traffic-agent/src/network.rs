@@ -23,10 +23,17 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Notes the namespaces of these processes. One that ended meanwhile is passed over.
-    pub fn note_processes(&mut self, proc: &Path, pids: impl IntoIterator<Item = i32>) {
+    /// Notes the namespaces of these processes, and returns their inodes. A process that ended meanwhile is
+    /// passed over.
+    pub fn note_processes(
+        &mut self,
+        proc: &Path,
+        pids: impl IntoIterator<Item = i32>,
+    ) -> BTreeSet<u64> {
+        let mut inodes = BTreeSet::new();
         for pid in pids {
             let inode = processes::read(proc, pid).and_then(|process| process.netns);
+            inodes.extend(inode);
             let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
             if inode.is_some_and(|inode| !known(inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
@@ -37,6 +44,14 @@ impl Networks {
                 self.seen.push(netns);
             }
         }
+        inodes
+    }
+
+    /// Forgets all namespaces but these: they would be kept alive, and their numbers are given again.
+    pub fn keep_only(&mut self, inodes: &BTreeSet<u64>) {
+        self.seen.retain(|netns| inodes.contains(&netns.inode()));
+        self.interfaces.retain(|(inode, _), _| inodes.contains(inode));
+        self.cookies.retain(|inode, _| inodes.contains(inode));
     }
 
     /// Learns the names of interfaces, also of those that came since the last call. A name stays

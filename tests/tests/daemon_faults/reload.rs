@@ -10,13 +10,14 @@ use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
 use traffic_lab::topology::addresses;
-use traffic_lab::udp::Send;
+use traffic_lab::sockets::Transport;
+use traffic_lab::udp::{Receive, Send};
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures::{Books, Key};
 use traffic_tests::load::under_load;
 use traffic_tests::role;
-use traffic_tests::site::Site;
+use traffic_tests::site::{Site, any};
 
 use super::{assert_history_is, captured, doubts, times_in_log};
 use traffic_agent::report::Leg;
@@ -134,6 +135,11 @@ fn send(site: &Site, cgroup: &CountedCgroup) -> Result<u64> {
         segmented: false,
         await_echo: false,
     };
+    // Somebody who takes it: an answer that nobody listens would end the sender.
+    let receive = Receive { listen: any(9998), echo: false, gro: false };
+    let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
+    let mut receiver = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
+    receiver.wait_for(Transport::Udp, 9998, Duration::from_secs(10))?;
     let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(cgroup), user: None };
     Process::spawn(role(&Role::UdpSend(send))?, place)?.output(Duration::from_secs(10))?;
     Ok(64 * (100 + 28))

@@ -291,6 +291,11 @@ impl<'h> Account<'h> {
         Ok(!posted.is_empty())
     }
 
+    /// Whether it has a cgroup of which it is not sure in which network namespace its processes are.
+    pub fn is_unsure(&self) -> bool {
+        self.measurement.is_unsure() && !self.is_sought()
+    }
+
     /// Follows ports, interfaces and processes.
     pub fn follow(&mut self) -> Result<()> {
         self.measurement.counter().reap()?;

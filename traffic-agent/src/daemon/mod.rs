@@ -35,6 +35,8 @@ use crate::target::Host;
 /// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
 /// the program itself; what ends is taken out of the client leg this much later.
 const FOLLOW: Duration = Duration::from_secs(30);
+/// How soon they are looked at in a cgroup that was just made: its processes are still to come.
+const FOLLOW_NEW: Duration = Duration::from_secs(1);
 /// How often the owners of sockets are audited, and cgroups are looked for that no watch has told of.
 const AUDIT: Duration = Duration::from_secs(300);
 /// How often a target of which nothing is there is looked for where no watch would tell: a process may
@@ -146,9 +148,12 @@ impl Daemon<'_> {
                     let changes = changes.context("cannot watch the cgroup tree")?;
                     let now = Now::read();
                     let names = changes.names;
-                    self.targets.look(now, self.silent_since, |target| {
+                    let attached = self.targets.look(now, self.silent_since, |target| {
                         changes.overflowed || target.may_be_among(&names)
                     });
+                    if attached {
+                        self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
+                    }
                     self.silent_since = now.wall;
                     continue;
                 }
@@ -201,8 +206,8 @@ impl Daemon<'_> {
             self.read(now);
         }
         if instant >= self.due.follow {
-            self.targets.follow();
-            self.due.follow = instant + FOLLOW;
+            let unsure = self.targets.follow();
+            self.due.follow = instant + if unsure { FOLLOW_NEW } else { FOLLOW };
         }
         if instant >= self.due.audit {
             self.targets.look(now, now.wall, |_| true);

@@ -115,16 +115,24 @@ impl<'h> Targets<'h> {
         self.host
     }
 
-    /// Looks which cgroups some of the targets have now.
-    pub fn look(&mut self, now: Now, silent_since: Timestamp, which: impl Fn(&Entry<'h>) -> bool) {
+    /// Looks which cgroups some of the targets have now; returns whether there were new ones.
+    pub fn look(
+        &mut self,
+        now: Now,
+        silent_since: Timestamp,
+        which: impl Fn(&Entry<'h>) -> bool,
+    ) -> bool {
+        let mut attached = false;
         for entry in &mut self.accounts {
             if which(entry) {
                 let looked = entry.account.look(now, silent_since);
                 if let Some(done) = entry.check("cannot follow its cgroups", looked) {
+                    attached = true;
                     info!("target {}: {done}", entry.account.target().spec.name);
                 }
             }
         }
+        attached
     }
 
     /// Reads all counters; returns whether any has moved.
@@ -137,15 +145,18 @@ impl<'h> Targets<'h> {
         moved
     }
 
-    /// Follows ports and interfaces.
-    pub fn follow(&mut self) {
+    /// Follows ports and interfaces; returns whether there is a cgroup whose processes are still to come.
+    pub fn follow(&mut self) -> bool {
+        let mut unsure = false;
         for entry in &mut self.accounts {
             let followed = entry.account.follow();
             entry.check("cannot follow its ports", followed);
             let pinned = entry.account.pin_again();
             entry.check("its counters are not pinned, and end with this agent", pinned);
+            unsure |= entry.account.is_unsure();
         }
         self.load_variants();
+        unsure
     }
 
     /// Loads the programs again for targets that need a variant of them. Their counters and links stay.

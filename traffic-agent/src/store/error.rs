@@ -89,10 +89,10 @@ pub enum Error {
     },
     /// The database is damaged, or it is none.
     #[error(
-        "the history in {} is damaged; counting goes on in the kernel's maps. Stop the agent, keep what \
-         is there with `mv {} {}.damaged` (and the files beside it that end in -wal and -shm), and \
-         start it again: a new history begins, with all that was counted since the boot. `sqlite3 \
-         {}.damaged .recover` may save the old one",
+        "the history in {} is damaged; counting goes on in the kernel's maps. Keep what is there with \
+         `mv {} {}.damaged` (and the files beside it that end in -wal and -shm): the agent begins a new \
+         history within a minute, with what it had not yet written or, where it never read the old one, \
+         all that was counted since the boot. `sqlite3 {}.damaged .recover` may save the old one",
         path.display(), path.display(), path.display(), path.display()
     )]
     Damaged {
