@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -23,8 +25,8 @@ use crate::agent::program;
 use crate::figures::{self, Books};
 use crate::require_root;
 
-/// Nothing that is tested takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing that is tested takes longer: what the daemon tries again, it does every 30 seconds.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Where a daemon lives. Dropped, the daemon is killed, and its pins and files are gone.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ pub struct Home {
     /// Flags of every start.
     flags: Vec<String>,
     environment: BTreeMap<String, String>,
+    /// What the daemon takes for the boot's id.
+    boot_id: Option<PathBuf>,
+    /// File systems of the test's own, to be unmounted.
+    mounts: Vec<PathBuf>,
 }
 
 impl Home {
@@ -52,9 +58,16 @@ impl Home {
             daemon: None,
             flags: flags.iter().map(ToString::to_string).collect(),
             environment: BTreeMap::new(),
+            boot_id: None,
+            mounts: Vec::new(),
         };
         home.mount_bpf()?;
         Ok(home)
+    }
+
+    /// Adds flags of every start from here on.
+    pub fn add_flags<const N: usize>(&mut self, flags: [&str; N]) {
+        self.flags.extend(flags.map(str::to_owned));
     }
 
     /// Mounts the bpf filesystem.
@@ -67,6 +80,25 @@ impl Home {
     /// Unmounts it, with all pins.
     pub fn unmount_bpf(&self) -> Result<()> {
         Ok(umount2(&self.bpffs(), MntFlags::MNT_DETACH)?)
+    }
+
+    /// Puts the state directory on a file system of its own, of so many bytes, before the first start.
+    pub fn mount_state(&mut self, bytes: usize) -> Result<()> {
+        let state = self.state_dir();
+        let options = format!("size={bytes},mode=0750");
+        mount(Some("state"), &state, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .context("cannot mount a tmpfs")?;
+        self.mounts.push(state);
+        Ok(())
+    }
+
+    /// Makes every start from here on one on a machine that has booted anew: the daemon sees another boot's
+    /// id, in a mount namespace of its own. Its pins are to be removed besides.
+    pub fn boot_anew(&mut self) -> Result<()> {
+        let path = self.file("boot_id");
+        fs::write(&path, format!("{:032x}\n", fastrand::u128(..)))?;
+        self.boot_id = Some(path);
+        Ok(())
     }
 
     /// Where history and lock are.
@@ -111,6 +143,19 @@ impl Home {
         let log = File::options().create(true).append(true).open(self.file("log"))?;
         let mut command = self.command("run");
         command.args(&self.flags).stdout(log.try_clone()?).stderr(log);
+        if let Some(boot_id) = self.boot_id.clone() {
+            let see = move || {
+                unshare(CloneFlags::CLONE_NEWNS)?;
+                let none = None::<&str>;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+                let over = "/proc/sys/kernel/random/boot_id";
+                mount(Some(&boot_id), over, none, MsFlags::MS_BIND, none)?;
+                Ok(())
+            };
+            // SAFETY: between fork and exec the closure makes plain system calls only; paths this short
+            // are not put on the heap.
+            unsafe { command.pre_exec(see) };
+        }
         self.daemon = Some(command.spawn().context("cannot start traffic-agent")?);
         Ok(())
     }
@@ -188,12 +233,7 @@ impl Home {
 
     /// Everything that the history holds of a target.
     pub fn cells(&self, target: &str) -> Result<Vec<CellReport>> {
-        let mut sums: BTreeMap<Series, Counters> = BTreeMap::new();
-        let all: Range<Quarter> = Quarter(0)..Quarter(i64::from(u32::MAX));
-        Reader::open(&self.state_dir())?.quarters(target, all, |_, series, counters| {
-            *sums.entry(series.clone()).or_default() += counters;
-        })?;
-        Ok(sums.into_iter().map(cell).collect())
+        cells_in(&self.state_dir(), target)
     }
 
     /// The same as books.
@@ -208,6 +248,16 @@ impl Home {
     }
 }
 
+/// Everything that the history in a directory holds of a target.
+pub fn cells_in(directory: &Path, target: &str) -> Result<Vec<CellReport>> {
+    let mut sums: BTreeMap<Series, Counters> = BTreeMap::new();
+    let all: Range<Quarter> = Quarter(0)..Quarter(i64::from(u32::MAX));
+    Reader::open(directory)?.quarters(target, all, |_, series, counters| {
+        *sums.entry(series.clone()).or_default() += counters;
+    })?;
+    Ok(sums.into_iter().map(cell).collect())
+}
+
 fn cell((series, counters): (Series, Counters)) -> CellReport {
     let Series { interface, scope, origin, direction, leg, protocol, port, family } = series;
     CellReport { interface, scope, origin, direction, leg, protocol, port, family, counters }
@@ -220,6 +270,9 @@ impl Drop for Home {
         }
         // All mounts of this place, however often it was mounted.
         while self.unmount_bpf().is_ok() {}
+        for mounted in &self.mounts {
+            let _ = umount2(mounted, MntFlags::MNT_DETACH);
+        }
     }
 }
 

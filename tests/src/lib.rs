@@ -17,6 +17,8 @@
 //! * [`seed`]: the maps of a running agent, to count what nobody can send.
 //! * [`years`]: what is put there, and what the agent should say.
 //! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
+//! * [`daemon`]: the built `traffic-agent run` with a state directory of its own.
+//! * [`load`]: traffic for as long as something else is done.
 //! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
@@ -30,6 +32,7 @@ pub mod factory;
 pub mod figures;
 pub mod frequency;
 pub mod history;
+pub mod load;
 pub mod matrix;
 pub mod options;
 pub mod processors;

@@ -1,73 +1,22 @@
 //! The daemon is killed and started again while traffic flows: history and counters together have what the
 //! far ends captured, to the byte, each time.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fastrand::Rng;
 use traffic_lab::Stack;
-use traffic_lab::packet::Family;
-use traffic_lab::workload::Workload;
 use traffic_tests::daemon::{Home, has_pins};
-use traffic_tests::figures::{self, Books};
+use traffic_tests::figures;
+use traffic_tests::load::{since, under_load};
 use traffic_tests::site::{RELAY_PORT, Site, tcp};
-
-/// What is carried again and again.
-const TRAFFIC: Workload = Workload {
-    name: "steady",
-    connections: 20,
-    parallel: 4,
-    upload_bytes: 20_000,
-    download_bytes: 200_000,
-    at_once: false,
-};
-
-/// Drives traffic while something is done, which tells how long.
-fn under_load<T>(site: &Site, meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
-    let server = site.server()?;
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let driving = scope.spawn(|| -> Result<u32> {
-            let mut rounds = 0;
-            while !done.load(Ordering::Relaxed) {
-                let family = if rounds % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 };
-                site.drive(&TRAFFIC, family, &server)?;
-                rounds += 1;
-            }
-            Ok(rounds)
-        });
-        let result = meanwhile();
-        done.store(true, Ordering::Relaxed);
-        let rounds = driving.join().expect("the driver does not panic").context("the traffic")?;
-        println!("{rounds} rounds of {} bytes", TRAFFIC.total_bytes());
-        result
-    })
-}
 
 /// Random moments; which, is printed, so that a failure can be had again.
 fn moments() -> Rng {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     Rng::with_seed(seed)
-}
-
-/// What one book has beyond another.
-fn since(now: &Books, before: &Books) -> Books {
-    let mut difference = Books::new();
-    for (key, figures) in now {
-        let before = before.get(key).copied().unwrap_or_default();
-        let added = figures::Figures {
-            wire_packets: figures.wire_packets - before.wire_packets,
-            wire_bytes: figures.wire_bytes - before.wire_bytes,
-            payload_bytes: figures.payload_bytes - before.payload_bytes,
-        };
-        if added != figures::Figures::default() {
-            difference.insert(key.clone(), added);
-        }
-    }
-    difference
 }
 
 fn home(site: &Site) -> Result<Home> {

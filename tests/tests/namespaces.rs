@@ -183,18 +183,15 @@ fn a_namespace_that_was_left_is_let_go_and_its_names_are_kept_for_a_while() -> R
         let place = Place { namespace: Some(&namespace), cgroup: None, user: None };
         let process = Process::spawn(sleep, place)?;
         let pid = process.pid() as i32;
-        networks.note_processes(proc, [pid]);
+        let inodes = networks.note_processes(proc, [pid]);
         networks.learn_interfaces()?;
-        networks.forget_left(proc, [pid]);
+        networks.keep_only(&inodes);
         assert_eq!(networks.inodes()?.len(), 1);
         for (number, name) in &numbers {
             assert_eq!(networks.interface(*number), Some(*name));
         }
         assert!(networks.finding().is_none());
         drop(process);
-        // Nobody is there: it is kept for who comes next.
-        networks.forget_left(proc, [pid]);
-        assert_eq!(networks.inodes()?.len(), 1);
     }
     Ok(())
 }

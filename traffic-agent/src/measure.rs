@@ -3,6 +3,7 @@
 pub mod finding;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
@@ -20,6 +21,10 @@ use crate::target::sockets::Which;
 use crate::target::{
     self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value, ownership,
 };
+
+/// So long after its cgroup was made a container's first process is in the namespace that it stays in: it
+/// begins in the one of whoever starts it.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What to measure, and how to divide it.
 #[derive(Clone, Debug)]
@@ -75,6 +80,10 @@ pub struct Measurement<'h> {
     networks: Networks,
     /// The cgroups that the counter hangs on, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
+    /// Since when a cgroup is attached of which it is not sure in which namespace its processes are.
+    unsure_since: Option<Instant>,
+    /// Whether it goes on when it is dropped: then processes come and go, and their namespaces with them.
+    outlives: bool,
     processes: BTreeSet<(i32, String)>,
     /// Ids of the cgroups and of all that were ever seen below them: the sockets of a child that was
     /// removed are still counted.
@@ -106,6 +115,8 @@ impl<'h> Measurement<'h> {
             transparent: options.transparent,
             networks,
             hung: BTreeMap::new(),
+            unsure_since: None,
+            outlives: false,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -146,6 +157,8 @@ impl<'h> Measurement<'h> {
             transparent: options.transparent,
             networks,
             hung,
+            unsure_since: Some(Instant::now()),
+            outlives: true,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
@@ -176,6 +189,7 @@ impl<'h> Measurement<'h> {
             if !self.counter.is_attached(cgroup.id) {
                 self.counter.attach(&cgroup.dir)?;
                 attached.push(cgroup.clone());
+                self.unsure_since = Some(Instant::now());
             }
         }
         let hangs_on = self.counter.attached_cgroups();
@@ -209,6 +223,11 @@ impl<'h> Measurement<'h> {
         Ok(())
     }
 
+    /// Whether there is a cgroup whose processes are still to come.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure_since.is_some()
+    }
+
     /// The kernel's side.
     pub fn counter(&mut self) -> &mut Counter {
         &mut self.counter
@@ -229,9 +248,7 @@ impl<'h> Measurement<'h> {
                 self.processes.insert((pid, process.name));
             }
         }
-        self.networks.note_processes(&self.host.proc, pids);
-        self.networks.learn_interfaces()?;
-        tell_namespaces(&mut self.counter, &self.networks)?;
+        self.look_at_networks(pids)?;
 
         self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
         let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
@@ -250,13 +267,26 @@ impl<'h> Measurement<'h> {
         if unused.is_empty() { Ok(()) } else { self.release(unused) }
     }
 
-    /// Forgets processes that ended and network namespaces that were left, which only a report of the whole
-    /// measurement asks for: over months they would grow without end.
+    /// Forgets processes that ended, which only a report of the whole measurement asks for: over months they
+    /// would grow without end.
     pub fn forget_the_past(&mut self) -> Result<()> {
         let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
         self.processes.retain(|(pid, _)| pids.contains(pid));
-        self.networks.forget_left(&self.host.proc, pids);
         Ok(())
+    }
+
+    /// Notes in which namespaces these processes are, and what their interfaces are called.
+    fn look_at_networks(&mut self, pids: BTreeSet<i32>) -> Result<()> {
+        let inodes = self.networks.note_processes(&self.host.proc, pids);
+        // Without a process those of the last ones are the best guess.
+        if self.outlives && !inodes.is_empty() {
+            self.networks.keep_only(&inodes);
+            if self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
+                self.unsure_since = None;
+            }
+        }
+        self.networks.learn_interfaces()?;
+        tell_namespaces(&mut self.counter, &self.networks)
     }
 
     /// Takes ports on which nobody listens any more out of the client leg, unless their connections
@@ -473,11 +503,12 @@ impl<'h> Measurement<'h> {
             Owner::Interface(index) => self.networks.interface(*index).is_none(),
             Owner::Port(_) => false,
         };
-        if owners.iter().any(is_unknown) || self.networks.interface(LOOPBACK_IFINDEX).is_none() {
-            // It came since the last look.
+        let is_unsure =
+            self.unsure_since.is_some() || self.networks.interface(LOOPBACK_IFINDEX).is_none();
+        if is_unsure || owners.iter().any(is_unknown) {
+            // It, or the process, came since the last look.
             let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-            self.networks.note_processes(&self.host.proc, pids);
-            self.networks.learn_interfaces()?;
+            self.look_at_networks(pids)?;
         }
         names.interfaces[usize::from(INTERFACE_SLOT_LOOPBACK)] =
             (name_interface(&self.networks, LOOPBACK_IFINDEX), Scope::Loopback);

@@ -26,10 +26,17 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Notes the namespaces of these processes. One that ended meanwhile is passed over.
-    pub fn note_processes(&mut self, proc: &Path, pids: impl IntoIterator<Item = i32>) {
+    /// Notes the namespaces of these processes, and returns their inodes. A process that ended meanwhile is
+    /// passed over.
+    pub fn note_processes(
+        &mut self,
+        proc: &Path,
+        pids: impl IntoIterator<Item = i32>,
+    ) -> BTreeSet<u64> {
+        let mut inodes = BTreeSet::new();
         for pid in pids {
             let inode = processes::read(proc, pid).and_then(|process| process.netns);
+            inodes.extend(inode);
             let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
             if inode.is_some_and(|inode| !known(inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
@@ -40,17 +47,14 @@ impl Networks {
                 self.seen.push(netns);
             }
         }
+        inodes
     }
 
-    /// Lets go of the namespaces that none of these processes is in: each is held open, and with it the
-    /// interfaces in it and their other ends. Without any process all are kept, for the next one.
-    pub fn forget_left(&mut self, proc: &Path, pids: impl IntoIterator<Item = i32>) {
-        let present: BTreeSet<u64> = pids
-            .into_iter()
-            .filter_map(|pid| processes::read(proc, pid).and_then(|process| process.netns))
-            .collect();
-        let left = |inode: &u64| !present.contains(inode);
-        if present.is_empty() || !self.seen.iter().any(|netns| left(&netns.inode())) {
+    /// Lets go of all namespaces but these: each is held open, and with it the interfaces in it and their other
+    /// ends. What their interfaces were called is remembered until the next time.
+    pub fn keep_only(&mut self, inodes: &BTreeSet<u64>) {
+        let left = |inode: &u64| !inodes.contains(inode);
+        if !self.seen.iter().any(|netns| left(&netns.inode())) {
             return;
         }
         self.seen.retain(|netns| !left(&netns.inode()));

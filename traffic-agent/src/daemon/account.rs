@@ -51,10 +51,13 @@ pub struct Account<'h> {
     read: Now,
     /// When it was last known which cgroups the target has.
     looked: Now,
-    /// Whether traffic since `read` is counted: every cgroup of the target is hung on.
+    /// Whether traffic since `read` is counted: the last look went well, and every cgroup of the target that
+    /// it found is hung on.
     covered: bool,
     /// Time since `read` that lies in a gap.
     missed: SignedDuration,
+    /// Whether the counters were there before this agent.
+    inherited: bool,
     begun: Begun,
     /// Events that wait for the book.
     waiting: Vec<Event>,
@@ -87,6 +90,7 @@ impl<'h> Account<'h> {
             unbilled: target.unbilled.clone(),
             trace_packets: 0,
         };
+        let inherited = root.names()?.contains(&target.spec.name);
         let (mut measurement, retired) = Measurement::open(host, plan, root)
             .with_context(|| format!("cannot count target {}", target.spec.name))?;
         // Interfaces have names in the network namespace of its processes only.
@@ -105,6 +109,7 @@ impl<'h> Account<'h> {
             looked: now,
             covered: true,
             missed: SignedDuration::ZERO,
+            inherited,
             begun: Begun::New,
             waiting: Vec::new(),
             told: Vec::new(),
@@ -123,17 +128,37 @@ impl<'h> Account<'h> {
         self.billed
     }
 
+    /// Whether it is to be looked for soon: nothing of it is there, or the last look went wrong.
+    pub fn is_sought(&self) -> bool {
+        self.cgroups().is_empty() || !self.covered
+    }
+
     /// The cgroups that are counted now.
     pub fn cgroups(&self) -> &[Cgroup] {
         &self.measurement.plan().cgroups
     }
 
     /// Goes on where the history ends, and notes what is missing in between. To be called before the first
-    /// [`Account::look`], or as soon as there is a history.
+    /// [`Account::look`], or as soon as there is a history; and whenever it was opened again, because another
+    /// may be at its place.
     pub fn open_book(&mut self, store: &Store, now: Now) -> Result<()> {
         self.leave_what_it_was(store)?;
         let name = &self.target.spec.name;
         let (kept, last) = (store.absolutes(name)?, store.last_flush(name)?);
+        if let Some(book) = &mut self.book {
+            if last.is_none() {
+                // A new history: it begins where the one before ended.
+                book.begin_again(now.wall);
+                self.note(remark(
+                    "this history begins here: what was flushed before is in the files that were taken away"
+                        .to_owned(),
+                ));
+                return Ok(());
+            }
+            // What it had not flushed is in the counters still; only what they cannot tell is taken along.
+            self.waiting.extend(book.take_events());
+        }
+        let known = (self.begun, self.looked);
         let mut book = Book::open(name.clone(), self.target.spec.selector(), kept);
         let maps = self.retired.iter().map(|(retired, _)| retired.map_id());
         let maps: Vec<u32> = maps.chain([self.measurement.counter().map_id()]).collect();
@@ -162,6 +187,9 @@ impl<'h> Account<'h> {
             book.note(now.wall, event);
         }
         self.looked = self.read;
+        if known.0 == Begun::Looked {
+            (self.begun, self.looked) = known;
+        }
         self.book = Some(book);
         Ok(())
     }
@@ -186,11 +214,18 @@ impl<'h> Account<'h> {
     ///
     /// `silent_since`: until then no cgroup was made that this agent did not look at.
     pub fn look(&mut self, now: Now, silent_since: Timestamp) -> Result<Option<String>> {
+        // After a look that went wrong, nothing is known of the time since the one before it.
+        let known =
+            if self.covered { self.looked.wall.max(silent_since) } else { self.looked.wall };
+        let looked = self.look_since(now, known);
+        self.covered = looked.is_ok();
+        looked
+    }
+
+    /// `known`: then the target had no cgroup that was not hung on.
+    fn look_since(&mut self, now: Now, known: Timestamp) -> Result<Option<String>> {
         let cgroups = present(self.host, &self.target.spec)?;
-        // Until it has done so.
-        self.covered = false;
         let attached = self.measurement.attach(cgroups)?;
-        self.covered = true;
         self.measurement.counter().reap()?;
         let done = Timestamp::now();
         let (begun, looked) = (self.begun, self.looked.wall);
@@ -207,7 +242,6 @@ impl<'h> Account<'h> {
             }
             Begun::GoesOn => looked,
             Begun::Looked => {
-                let known = looked.max(silent_since);
                 let made = attached.iter().map(|cgroup| made_at(cgroup, known));
                 made.min().unwrap_or(known).min(done)
             }
@@ -232,6 +266,7 @@ impl<'h> Account<'h> {
         let current =
             Epoch { boot_id: self.boot_id.clone(), map_id: self.measurement.counter().map_id() };
         let sample = self.measurement.sample()?;
+        let begins = self.inherited && book.epochs().next().is_none();
         let mut posted = Vec::new();
         for (retired, read_to_the_end) in &mut self.retired {
             let is_final = retired.is_final();
@@ -256,6 +291,19 @@ impl<'h> Account<'h> {
             book.observe(counted.min(now.wall), now.wall);
         }
         self.missed = SignedDuration::ZERO;
+        if begins && !posted.is_empty() {
+            let bytes = ledger::totals(&posted).billed.wire_bytes();
+            let booted = Now { wall: now.wall, boot: Duration::ZERO };
+            book.note(now.wall, Event {
+                start: now.wall_at(&booted).min(now.wall),
+                end: now.wall,
+                kind: EventKind::Late,
+                message: format!(
+                    "the counters are older than this history: {bytes} billed bytes that they have \
+                     counted since they were made are kept in the quarter of an hour in which it began"
+                ),
+            });
+        }
         let spanned = Quarter::of(before.wall) != quarter;
         if spanned && !posted.is_empty() && before.wall < now.wall {
             let total = ledger::totals(&posted);
@@ -308,17 +356,27 @@ impl<'h> Account<'h> {
         ports
     }
 
-    /// Follows ports, interfaces and processes, and pins again what somebody has unpinned.
+    /// Whether it has a cgroup of which it is not sure in which network namespace its processes are.
+    pub fn is_unsure(&self) -> bool {
+        self.measurement.is_unsure() && !self.is_sought()
+    }
+
+    /// Follows ports, interfaces and processes.
     pub fn follow(&mut self) -> Result<()> {
         self.measurement.counter().reap()?;
+        self.measurement.follow()?;
+        self.measurement.forget_the_past()
+    }
+
+    /// Pins again what somebody has unpinned.
+    pub fn pin_again(&mut self) -> Result<()> {
         let name = self.target.spec.name.clone();
         if self.measurement.counter().pin_again(&self.root, &name)? {
             self.note(remark(
                 "its pins were gone, and were made again: counting went on".to_owned(),
             ));
         }
-        self.measurement.follow()?;
-        self.measurement.forget_the_past()
+        Ok(())
     }
 
     /// Audits who owns the target's sockets, and returns what is newly wrong.

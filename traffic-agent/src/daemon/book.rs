@@ -152,6 +152,22 @@ impl Book {
         }
     }
 
+    /// Goes on in a history that begins with the next flush: that one takes along all counters as they were
+    /// posted last, or whoever opens it next would take all they have counted for new.
+    pub fn begin_again(&mut self, now: Timestamp) {
+        let posted: Vec<Absolute> = self.posted.values().cloned().collect();
+        let quarter = self.pages.back().map_or(Quarter::of(now), |page| page.quarter);
+        let page = self.page(quarter, now);
+        for absolute in posted {
+            page.absolute.insert(absolute.epoch.clone(), absolute);
+        }
+    }
+
+    /// Takes the events out that were noted since the last flush.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.pages.iter_mut().flat_map(|page| std::mem::take(&mut page.events)).collect()
+    }
+
     /// Whether there is more to flush than that time went by.
     pub fn has_news(&self) -> bool {
         self.pages.len() > 1 || self.pages.iter().any(Page::has_news)

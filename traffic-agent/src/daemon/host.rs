@@ -48,6 +48,12 @@ impl Host {
         }
     }
 
+    /// The history is another one: what its ledger goes on from is to be read there.
+    pub fn begin_again(&mut self) {
+        self.ledger = None;
+        self.retry = Instant::now();
+    }
+
     /// The quarter is over: what comes from here on is of the next one.
     pub fn is_due(&self, now: Now) -> bool {
         self.ledger.is_some() && Quarter::of(self.last.wall) != Quarter::of(now.wall)

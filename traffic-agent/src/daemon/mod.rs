@@ -37,6 +37,8 @@ use crate::target::Host;
 /// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
 /// the program itself; what ends is taken out of the client leg this much later.
 const FOLLOW: Duration = Duration::from_secs(30);
+/// How soon they are looked at in a cgroup that was just made: its processes are still to come.
+const FOLLOW_NEW: Duration = Duration::from_secs(1);
 /// How often the owners of sockets are audited, and cgroups are looked for that no watch has told of.
 const AUDIT: Duration = Duration::from_secs(300);
 /// How often a target of which nothing is there is looked for where no watch would tell: a process may
@@ -154,9 +156,12 @@ impl Daemon<'_> {
                     let changes = changes.context("cannot watch the cgroup tree")?;
                     let now = Now::read();
                     let names = changes.names;
-                    self.targets.look(now, self.silent_since, |target| {
+                    let attached = self.targets.look(now, self.silent_since, |target| {
                         changes.overflowed || target.may_be_among(&names)
                     });
+                    if attached {
+                        self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
+                    }
                     self.silent_since = now.wall;
                     continue;
                 }
@@ -187,7 +192,7 @@ impl Daemon<'_> {
         if let Some(interval) = self.watchdog {
             wake = wake.min(Instant::now() + interval);
         }
-        if self.targets.any_absent() {
+        if self.targets.any_sought() {
             wake = wake.min(due.look);
         }
         wake
@@ -215,8 +220,8 @@ impl Daemon<'_> {
             self.read(now);
         }
         if instant >= self.due.follow {
-            self.targets.follow();
-            self.due.follow = instant + FOLLOW;
+            let unsure = self.targets.follow();
+            self.due.follow = instant + if unsure { FOLLOW_NEW } else { FOLLOW };
         }
         if instant >= self.due.audit {
             self.targets.look(now, now.wall, |_| true);
@@ -224,7 +229,7 @@ impl Daemon<'_> {
             self.prune();
             self.due.audit = instant + AUDIT;
         } else if instant >= self.due.look {
-            self.targets.look(now, now.wall, |target| target.is_absent());
+            self.targets.look(now, now.wall, |target| target.is_sought());
             self.due.look = instant + LOOK_FOR_ABSENT;
         }
         if instant >= self.due.estimates {
@@ -269,9 +274,18 @@ impl Daemon<'_> {
                     info!("the history takes what was counted again: nothing is lost");
                 }
             }
-            Err(error) => self.complain(&error.context(
-                "cannot write the history; counting goes on, and what was counted is kept",
-            )),
+            Err(error) => {
+                self.complain(&error.context(
+                    "cannot write the history; counting goes on, and what was counted is kept",
+                ));
+                if self.store.as_ref().is_some_and(|store| !store.is_in_place()) {
+                    self.store = None;
+                    self.host.begin_again();
+                    self.open_store(now);
+                    self.due.flush = instant;
+                    self.due.flush_time = instant;
+                }
+            }
         }
         notify::status(&self.status());
     }
@@ -282,7 +296,10 @@ impl Daemon<'_> {
             .map_err(anyhow::Error::from)
             .and_then(|store| self.targets.open_books(&store, now).map(|()| store));
         match opened {
-            Ok(store) => self.store = Some(store),
+            Ok(mut store) => {
+                self.targets.end_all_but(&self.config.targets, &mut store);
+                self.store = Some(store);
+            }
             Err(error) => {
                 self.complain(&error.context("there is no history; counting goes on without"))
             }
@@ -384,8 +401,8 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
     let boot_id = boot_id(&host.proc)?;
     let mut store = Store::open(&config.state_dir, &config.time_zone)
         .context("what was counted last cannot be written; without it: detach --discard")?;
-    let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
-    targets.end_all_others(&mut store)?;
+    let targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
+    targets.end_others(&[], &mut store)?;
     remove_all(&root, names)
 }
 

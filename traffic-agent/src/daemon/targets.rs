@@ -38,6 +38,11 @@ impl Entry<'_> {
         self.account.cgroups().is_empty()
     }
 
+    /// Whether it is to be looked for soon.
+    pub fn is_sought(&self) -> bool {
+        self.account.is_sought()
+    }
+
     /// Whether cgroups of these names may be its own.
     pub fn may_be_among(&self, names: &[OsString]) -> bool {
         let own = |name: &str| {
@@ -92,14 +97,9 @@ impl<'h> Targets<'h> {
         Ok(())
     }
 
-    /// Opens the books of all targets, and ends those that are counted and not wanted any more.
+    /// Opens the books of all targets, in a history that was just opened.
     pub fn open_books(&mut self, store: &Store, now: Now) -> Result<()> {
-        for entry in &mut self.accounts {
-            if entry.account.book().is_none() {
-                entry.account.open_book(store, now)?;
-            }
-        }
-        Ok(())
+        self.accounts.iter_mut().try_for_each(|entry| entry.account.open_book(store, now))
     }
 
     /// The targets' cgroups, for the host's ledger.
@@ -116,16 +116,24 @@ impl<'h> Targets<'h> {
         self.host
     }
 
-    /// Looks which cgroups some of the targets have now.
-    pub fn look(&mut self, now: Now, silent_since: Timestamp, which: impl Fn(&Entry<'h>) -> bool) {
+    /// Looks which cgroups some of the targets have now; returns whether there were new ones.
+    pub fn look(
+        &mut self,
+        now: Now,
+        silent_since: Timestamp,
+        which: impl Fn(&Entry<'h>) -> bool,
+    ) -> bool {
+        let mut attached = false;
         for entry in &mut self.accounts {
             if which(entry) {
                 let looked = entry.account.look(now, silent_since);
                 if let Some(done) = entry.check("cannot follow its cgroups", looked) {
+                    attached = true;
                     info!("target {}: {done}", entry.account.target().spec.name);
                 }
             }
         }
+        attached
     }
 
     /// Reads all counters; returns whether any has moved.
@@ -157,13 +165,18 @@ impl<'h> Targets<'h> {
         }
     }
 
-    /// Follows ports and interfaces.
-    pub fn follow(&mut self) {
+    /// Follows ports and interfaces; returns whether there is a cgroup whose processes are still to come.
+    pub fn follow(&mut self) -> bool {
+        let mut unsure = false;
         for entry in &mut self.accounts {
             let followed = entry.account.follow();
             entry.check("cannot follow its ports", followed);
+            let pinned = entry.account.pin_again();
+            entry.check("its counters are not pinned, and end with this agent", pinned);
+            unsure |= entry.account.is_unsure();
         }
         self.load_variants();
+        unsure
     }
 
     /// Loads the programs again for targets that need a variant of them. Their counters and links stay.
@@ -200,9 +213,9 @@ impl<'h> Targets<'h> {
         }
     }
 
-    /// Whether a target has nothing to be counted.
-    pub fn any_absent(&self) -> bool {
-        self.accounts.iter().any(Entry::is_absent)
+    /// Whether a target is to be looked for soon.
+    pub fn any_sought(&self) -> bool {
+        self.accounts.iter().any(Entry::is_sought)
     }
 
     /// Whether there is more to flush than that time went by.
@@ -268,8 +281,9 @@ impl<'h> Targets<'h> {
                 Ok(()) => info!("target {name}: now {}", target.spec.selector()),
                 Err(error) => error!("target {name}: {error:#}"),
             }
-            if let Some(store) = store.as_deref()
-                && let Err(error) = self.open_books(store, now)
+            if let (Some(store), Some(added)) = (store.as_deref(), self.accounts.last_mut())
+                && added.account.book().is_none()
+                && let Err(error) = added.account.open_book(store, now)
             {
                 error!("target {name}: {error:#}");
             }
@@ -277,18 +291,32 @@ impl<'h> Targets<'h> {
         let is_wanted = |entry: &Entry<'_>| {
             wanted.iter().any(|target| target.spec.name == entry.account.target().spec.name)
         };
-        self.accounts.retain(is_wanted);
-        if let Some(store) = store
-            && let Err(error) = self.end_all_others(store)
+        if let Some(store) = store.as_deref_mut()
+            && !self.accounts.iter().all(is_wanted)
+            && let Err(error) = self.flush(store, &mut None)
         {
+            // What was counted is in the counters still, which are read once more.
+            error!("cannot write the last of what is not wanted any more: {error:#}");
+        }
+        self.accounts.retain(is_wanted);
+        if let Some(store) = store {
+            self.end_all_but(wanted, store);
+        }
+    }
+
+    /// Ends what is counted and not wanted any more, if that can be done.
+    pub fn end_all_but(&mut self, wanted: &[Target], store: &mut Store) {
+        // Not those that are wanted and could not be opened: they go on counting.
+        let names: Vec<&str> = wanted.iter().map(|target| target.spec.name.as_str()).collect();
+        if let Err(error) = self.end_others(&names, store) {
             error!("cannot end what is not wanted any more: {error:#}");
         }
     }
 
     /// Reads what is pinned under other names to the end, writes it to the history and removes the pins.
-    pub fn end_all_others(&mut self, store: &mut Store) -> Result<()> {
+    pub fn end_others(&self, wanted: &[&str], store: &mut Store) -> Result<()> {
         for name in self.root.names()? {
-            if self.accounts.iter().any(|entry| entry.account.target().spec.name == name) {
+            if wanted.contains(&name.as_str()) {
                 continue;
             }
             self.end(&name, store).with_context(|| format!("cannot end counting target {name}"))?;

@@ -136,14 +136,17 @@ impl Counter {
         if pins.exist() {
             return Ok(false);
         }
+        // Below the mount point of another one directories would be made.
+        root.require_bpffs()?;
         pins.create()?;
-        for (name, map) in &self.pinned_maps {
+        self.links.pin_again()?;
+        // The cells last: they say that all of it is pinned.
+        for (name, map) in self.pinned_maps.iter().rev() {
             let path = pins.map(name);
             if !path.exists() {
                 bpf::pin(map, &path).map_err(pin_error(&path))?;
             }
         }
-        self.links.pin_again()?;
         Ok(true)
     }
 }

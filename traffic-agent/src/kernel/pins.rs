@@ -88,11 +88,13 @@ impl PinRoot {
     }
 
     fn of_abi(bpffs: &Path, state_dir: &Path, abi: u32) -> Result<Self, Error> {
-        let is_bpffs = statfs(bpffs).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC);
-        if !is_bpffs {
-            return Err(Error::NoBpffs { path: bpffs.to_owned() });
-        }
+        require_bpffs(bpffs)?;
         Ok(Self { bpffs: bpffs.to_owned(), abi, instance: instance(state_dir) })
+    }
+
+    /// Whether the bpf filesystem is still mounted.
+    pub(super) fn require_bpffs(&self) -> Result<(), Error> {
+        require_bpffs(&self.bpffs)
     }
 
     fn top(&self) -> PathBuf {
@@ -177,6 +179,13 @@ impl PinRoot {
             .collect();
         abis.sort_unstable();
         Ok(abis)
+    }
+}
+
+fn require_bpffs(path: &Path) -> Result<(), Error> {
+    match statfs(path).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC) {
+        true => Ok(()),
+        false => Err(Error::NoBpffs { path: path.to_owned() }),
     }
 }
 

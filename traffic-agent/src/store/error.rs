@@ -70,6 +70,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What is open cannot be found at its path any more.
+    #[error(
+        "the files that were open as {} were removed or moved away, or others put in their place",
+        path.display()
+    )]
+    Displaced {
+        /// The database.
+        path: PathBuf,
+    },
     /// A file cannot be made.
     #[error("cannot make {}", path.display())]
     Make {
@@ -80,10 +89,10 @@ pub enum Error {
     },
     /// The database is damaged, or it is none.
     #[error(
-        "the history in {} is damaged; counting goes on in the kernel's maps. Stop the agent, keep what \
-         is there with `mv {} {}.damaged` (and the files beside it that end in -wal and -shm), and \
-         start it again: a new history begins, with all that was counted since the boot. `sqlite3 \
-         {}.damaged .recover` may save the old one",
+        "the history in {} is damaged; counting goes on in the kernel's maps. Keep what is there with \
+         `mv {} {}.damaged` (and the files beside it that end in -wal and -shm): the agent begins a new \
+         history within a minute, with what it had not yet written or, where it never read the old one, \
+         all that was counted since the boot. `sqlite3 {}.damaged .recover` may save the old one",
         path.display(), path.display(), path.display(), path.display()
     )]
     Damaged {

@@ -95,6 +95,25 @@ pub(super) fn find(directory: &Path) -> Result<PathBuf, Error> {
     Ok(database)
 }
 
+/// Which files a database and those beside it are, by device and inode; `None` for one that is not there.
+pub(super) type Identity = [Option<(u64, u64)>; 3];
+
+/// Which files are at the path of a database now.
+pub(super) fn identity(database: &Path) -> Identity {
+    let of = |path: &Path| {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    let [wal, shm] = BESIDE.map(|suffix| of(&with_suffix(database, suffix)));
+    [of(database), wal, shm]
+}
+
+/// Whether a database can still be found where it was opened, and its log too.
+pub(super) fn is_in_place(opened: &Identity, database: &Path) -> bool {
+    let found = identity(database);
+    opened.iter().zip(found).all(|(opened, found)| opened.is_none() || *opened == found)
+}
+
 /// Whether the log of a database and the index of the log are there: the last writer left them.
 pub(super) fn beside_it(database: &Path) -> (bool, bool) {
     let mut exist = beside(database).map(|path| path.exists());
@@ -102,11 +121,13 @@ pub(super) fn beside_it(database: &Path) -> (bool, bool) {
 }
 
 fn beside(database: &Path) -> impl Iterator<Item = PathBuf> {
-    BESIDE.into_iter().map(|suffix| {
-        let mut path = database.as_os_str().to_owned();
-        path.push(suffix);
-        path.into()
-    })
+    BESIDE.into_iter().map(|suffix| with_suffix(database, suffix))
+}
+
+fn with_suffix(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 fn owned(path: &Path, owner: u32) -> Result<(), Error> {

@@ -62,6 +62,8 @@ const ADD_OBSERVED_DAY: &str =
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    /// What was at the path when it was opened: what is written to a file without a name is lost.
+    opened: files::Identity,
     calendar: Calendar,
     /// Ids of series that were used, so that they are not looked up at each flush.
     series: BTreeMap<i64, BTreeMap<Series, i64>>,
@@ -77,20 +79,45 @@ impl Store {
     pub fn open(state_dir: &Path, zone: &TimeZone) -> Result<Self, Error> {
         let path = files::prepare(state_dir)?;
         let failed = |source| Error::of(&path, source);
+        let [before, ..] = files::identity(&path);
         let mut connection = connect(&path).map_err(failed)?;
         schema::migrate(&mut connection, &path)?;
         let calendar = days::cut_in(&mut connection, zone, &path)?;
-        Ok(Self { connection, path, calendar, series: BTreeMap::new() })
+        let opened = files::identity(&path);
+        if before.is_none() || before != opened[0] {
+            return Err(Error::Displaced { path });
+        }
+        Ok(Self { connection, path, opened, calendar, series: BTreeMap::new() })
     }
 
     /// Adds all of a flush, or on error nothing; then the same can be tried again, or later with more.
+    ///
+    /// # Errors
+    ///
+    /// Also when the database is not at its path any more: then open the store again, and flush into that.
     pub fn flush(&mut self, flush: &Flush) -> Result<(), Error> {
+        self.require_in_place()?;
         let result = self.write(flush);
         if result.is_err() {
             // Series that the transaction made are gone with it.
             self.series.clear();
         }
-        result.map_err(|source| self.failed(source))
+        result.map_err(|source| self.failed(source))?;
+        // It may have been taken away meanwhile, and this flush with it.
+        self.require_in_place()
+    }
+
+    /// Whether the database, and its log, are still where they were opened. If not, what is written there is
+    /// in nobody's history.
+    pub fn is_in_place(&self) -> bool {
+        files::is_in_place(&self.opened, &self.path)
+    }
+
+    fn require_in_place(&self) -> Result<(), Error> {
+        match self.is_in_place() {
+            true => Ok(()),
+            false => Err(Error::Displaced { path: self.path.clone() }),
+        }
     }
 
     /// The counters that the last flush took, of every epoch that was not closed.

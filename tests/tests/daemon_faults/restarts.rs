@@ -1,0 +1,215 @@
+//! Proxies that are restarted as systemd does it: the cgroup goes with the last process and is made anew,
+//! and the new process is in it before it makes its sockets.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use traffic_agent::history::{Event, EventKind};
+use traffic_lab::packet::{Family, Packet};
+use traffic_lab::process::Place;
+use traffic_lab::role::Role;
+use traffic_lab::topology::{LabTrace, addresses};
+use traffic_lab::udp::{Receive, Send};
+use traffic_lab::workload::Workload;
+use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::daemon::{Home, pins};
+use traffic_tests::figures;
+use traffic_tests::role;
+use traffic_tests::site::{RELAY_PORT, Site, any};
+
+use super::{assert_history_is, captured, doubts, home, home_of, times_in_log};
+
+const RESTARTS: usize = 200;
+/// Where the upstream receives what a proxy sends as soon as it has started.
+const SINK: u16 = 9999;
+const WITHIN: Duration = Duration::from_secs(10);
+/// What a proxy that lives for a moment carries.
+const MOMENT: Workload = Workload {
+    name: "moment",
+    connections: 4,
+    parallel: 2,
+    upload_bytes: 2_000,
+    download_bytes: 20_000,
+    at_once: false,
+};
+
+fn spawn(site: &Site, cgroup: &CountedCgroup, what: &Role) -> Result<Process> {
+    let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(cgroup), user: None };
+    Process::spawn(role(what)?, place)
+}
+
+/// This many bursts of 32 datagrams in as many milliseconds, from the first moment of the process on.
+fn burst(bursts: u64) -> Role {
+    Role::UdpSend(Send {
+        target: (addresses(Family::Ipv4).upstream, SINK).into(),
+        sockets: 1,
+        datagram_bytes: 100,
+        total_bytes: bursts * 3200,
+        segmented: false,
+        await_echo: false,
+    })
+}
+
+fn sink(site: &Site) -> Result<Process> {
+    let receive = Receive { listen: any(SINK), echo: false, gro: false };
+    let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
+    let mut sink = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
+    sink.wait_for(traffic_lab::sockets::Transport::Udp, SINK, WITHIN)?;
+    Ok(sink)
+}
+
+fn packets(trace: &LabTrace) -> impl Iterator<Item = &Packet> {
+    trace.client.trace.packets.iter().chain(&trace.upstream.trace.packets)
+}
+
+/// Whether a packet was captured in a gap; events are kept in whole milliseconds.
+fn is_in(gaps: &[Event], packet: &Packet) -> bool {
+    let at = (packet.at_ns / 1_000_000) as i64;
+    gaps.iter().any(|gap| gap.start.as_millisecond() <= at && at <= gap.end.as_millisecond())
+}
+
+/// All bytes of the history.
+fn counted_bytes(home: &Home) -> Result<u64> {
+    Ok(figures::sum(&home.books("counted")?, |_| true).wire_bytes)
+}
+
+fn links(home: &Home) -> Result<usize> {
+    let version = fs::read_dir(home.bpffs().join("traffic-agent"))?.next().context("no pins")??;
+    let abi = version.file_name().to_string_lossy().trim_start_matches('v').parse()?;
+    let links: PathBuf = pins(home, abi, "counted")?.join("links");
+    Ok(fs::read_dir(links)?.count())
+}
+
+/// Starts proxies one after the other in a cgroup that is made anew each time, `idle` in between, and
+/// holds the history against the capture: what is missing was sent in the gaps that the history tells.
+fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _sink = sink(&site)?;
+    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    // Nothing of the target is there yet.
+    home.start_and_wait()?;
+    let capture = site.lab.capture()?;
+    for _ in 0..RESTARTS {
+        let cgroup = site.cgroup.child("proxy")?;
+        let mut proxy = spawn(&site, &cgroup, &burst(bursts))?;
+        anyhow::ensure!(proxy.wait(WITHIN)?.success(), "{}", proxy.log());
+        cgroup.remove()?;
+        idle();
+    }
+    let trace = capture.stop()?;
+    trace.check()?;
+    home.stop()?;
+    let mut gaps = home.events("counted")?;
+    gaps.retain(|event| event.kind == EventKind::Gap);
+    let counted = counted_bytes(&home)?;
+    let bytes = |packet: &Packet| u64::from(packet.headers.l3_bytes);
+    let captured: u64 = packets(&trace).map(bytes).sum();
+    let outside: u64 = packets(&trace).filter(|it| !is_in(&gaps, it)).map(bytes).sum();
+    println!(
+        "{counted} bytes counted of {captured}; {outside} were captured outside of {} gaps of {} ms \
+         together",
+        gaps.len(),
+        gaps.iter().map(|gap| gap.end.as_millisecond() - gap.start.as_millisecond()).sum::<i64>()
+    );
+    assert!(counted <= captured, "{counted} bytes counted, {captured} captured");
+    assert!(outside <= counted, "{} bytes are missing outside of all gaps", outside - counted);
+    assert!(!home.log().contains("CGROUPS"), "{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn what_two_hundred_restarts_leave_uncounted_lies_in_the_gaps_that_are_told() -> Result<()> {
+    restart(20, || ())
+}
+
+#[test]
+fn proxies_that_live_for_a_moment_are_missing_only_in_the_gaps_that_are_told() -> Result<()> {
+    restart(1, || ())
+}
+
+#[test]
+fn the_same_with_pauses_in_which_nothing_of_the_target_is_there() -> Result<()> {
+    let random = std::cell::RefCell::new(fastrand::Rng::with_seed(7));
+    restart(10, || std::thread::sleep(Duration::from_millis(random.borrow_mut().u64(..60))))
+}
+
+#[test]
+fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    home.start_and_wait()?;
+    let server = site.server()?;
+    let capture = site.lab.capture()?;
+    for restart in 0..RESTARTS {
+        let cgroup = site.cgroup.child("proxy")?;
+        let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+        home.wait_until("the new cgroup is counted", |home| {
+            times_in_log(home, "made anew, and is counted") > restart
+        })?;
+        relay.wait_for_port(RELAY_PORT, WITHIN)?;
+        site.drive(&MOMENT, if restart % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 }, &server)?;
+        drop(relay);
+        cgroup.remove()?;
+    }
+    let trace = capture.stop()?;
+    home.stop()?;
+    let links = links(&home)?;
+    // The last one's, and those of the tracepoints.
+    assert!(links < 20, "{links} links of {RESTARTS} cgroups are left");
+    assert!(!home.log().contains("CGROUPS"), "{}", home.log());
+    assert_history_is(&home, &captured(&trace)?)
+}
+
+#[test]
+fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let mut home = home(&site)?;
+    home.start_and_wait()?;
+    let server = site.server()?;
+    let capture = site.lab.capture()?;
+    for restart in 0..RESTARTS {
+        let cgroup = site.cgroup.child("proxy")?;
+        let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+        relay.wait_for_port(RELAY_PORT, WITHIN)?;
+        site.drive(&MOMENT, if restart % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 }, &server)?;
+        drop(relay);
+        cgroup.remove()?;
+    }
+    let trace = capture.stop()?;
+    home.stop()?;
+    assert_eq!(doubts(&home)?, []);
+    assert_history_is(&home, &captured(&trace)?)
+}
+
+#[test]
+fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let _sink = sink(&site)?;
+    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    home.start_and_wait()?;
+    let cgroup = site.cgroup.child("proxy")?;
+    home.wait_until("it is counted", |home| times_in_log(home, "is counted since") == 1)?;
+    let capture = site.lab.capture()?;
+    let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+    relay.wait_for_port(RELAY_PORT, WITHIN)?;
+    let server = site.server()?;
+    let mut senders: Vec<Process> =
+        (0..3).map(|_| spawn(&site, &cgroup, &burst(20))).collect::<Result<_>>()?;
+    site.drive(&MOMENT, Family::Ipv6, &server)?;
+    for sender in &mut senders {
+        anyhow::ensure!(sender.wait(WITHIN)?.success(), "{}", sender.log());
+    }
+    drop((senders, relay));
+    cgroup.remove()?;
+    let trace = capture.stop()?;
+    // Gone for longer than any regular look takes to find out.
+    std::thread::sleep(Duration::from_secs(7));
+    home.stop()?;
+    // The empty cgroup was made anew, and was counted at once: the only gap, and a short one.
+    let gaps = doubts(&home)?;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(gaps[0].end.duration_since(gaps[0].start).as_secs() < 2, "{gaps:?}");
+    assert_history_is(&home, &captured(&trace)?)
+}
