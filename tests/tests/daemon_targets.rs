@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Result;
 use aya::maps::{HashMap, Map, MapData};
+use nix::sys::signal::Signal;
+use traffic_agent::history::EventKind;
 use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
@@ -106,5 +108,36 @@ fn cgroups_that_end_while_the_agent_is_away_take_no_place() -> Result<()> {
     home.stop()?;
     fs::remove_dir(&path)?;
     assert_eq!(known, [present], "{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn what_was_made_anew_while_the_agent_was_away_is_a_gap_also_if_the_history_opens_late()
+-> Result<()> {
+    let site = Site::new(Stack::default())?;
+    let path = site.cgroup.path().join("unit");
+    let target = format!("counted=cgroup:{}/unit", site.cgroup.cgroup_path());
+    let mut home = home(&target)?;
+    fs::create_dir(&path)?;
+    home.start_and_wait()?;
+    home.stop()?;
+    fs::remove_dir(&path)?;
+    fs::create_dir(&path)?;
+    let [history, aside] = ["history.db", "aside"].map(|name| home.state_dir().join(name));
+    fs::rename(&history, &aside)?;
+    fs::write(&history, "no database ".repeat(1000))?;
+    home.start()?;
+    home.wait_until("it attaches without a history", |home| {
+        home.log().contains("there is no history") && home.log().matches("counting /").count() == 2
+    })?;
+    fs::rename(&aside, &history)?;
+    home.signal(Signal::SIGHUP)?;
+    home.wait_until("it has read its configuration", |home| home.log().contains("was read again"))?;
+    home.stop()?;
+    fs::remove_dir(&path)?;
+    let events = home.events("counted")?;
+    let gaps: Vec<_> = events.iter().filter(|event| event.kind == EventKind::Gap).collect();
+    assert_eq!(gaps.len(), 1, "{events:?}\n{}", home.log());
+    assert!(gaps[0].message.contains("/unit was made anew"), "{gaps:?}");
     Ok(())
 }

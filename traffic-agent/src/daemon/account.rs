@@ -59,6 +59,9 @@ pub struct Account<'h> {
     /// Whether the counters were there before this agent.
     inherited: bool,
     begun: Begun,
+    /// Cgroups that were attached before the history could say since when they were not counted, and until
+    /// when that was so.
+    unexplained: Option<(String, Timestamp)>,
     /// Events that wait for the book.
     waiting: Vec<Event>,
     /// The findings that were told last, so that only news is told.
@@ -111,6 +114,7 @@ impl<'h> Account<'h> {
             missed: SignedDuration::ZERO,
             inherited,
             begun: Begun::New,
+            unexplained: None,
             waiting: Vec::new(),
             told: Vec::new(),
             billed: 0,
@@ -183,6 +187,11 @@ impl<'h> Account<'h> {
         for epoch in &gone {
             book.close(now.wall, epoch);
         }
+        if let (Some((paths, done)), Begun::GoesOn) = (self.unexplained.take(), self.begun) {
+            let (event, missed) = made_anew(&paths, self.read.wall, done);
+            self.missed += missed;
+            book.note(now.wall, event);
+        }
         for event in std::mem::take(&mut self.waiting) {
             book.note(now.wall, event);
         }
@@ -238,6 +247,9 @@ impl<'h> Account<'h> {
         let paths = paths.join(", ");
         let uncounted_since = match begun {
             Begun::New | Begun::AfterGap => {
+                if self.book.is_none() {
+                    self.unexplained = Some((paths.clone(), done));
+                }
                 return Ok(Some(format!("counting {paths}")));
             }
             Begun::GoesOn => looked,
@@ -246,14 +258,10 @@ impl<'h> Account<'h> {
                 made.min().unwrap_or(known).min(done)
             }
         };
-        let missed = done.duration_since(uncounted_since);
+        let (event, missed) = made_anew(&paths, uncounted_since, done);
         self.missed += missed;
-        let milliseconds = missed.as_millis();
-        let message = format!(
-            "{paths} was made anew, and is counted since {milliseconds} ms later at most: what it \
-             exchanged in between is missing"
-        );
-        self.note(gap(uncounted_since, done, message.clone()));
+        let message = event.message.clone();
+        self.note(event);
         Ok(Some(message))
     }
 
@@ -452,6 +460,17 @@ fn named(
 pub fn remark(message: String) -> Event {
     let now = Timestamp::now();
     Event { start: now, end: now, kind: EventKind::Note, message }
+}
+
+/// The gap of cgroups that were attached some time after they were made, and how long it is.
+fn made_anew(paths: &str, since: Timestamp, done: Timestamp) -> (Event, SignedDuration) {
+    let missed = done.duration_since(since);
+    let message = format!(
+        "{paths} was made anew, and is counted since {} ms later at most: what it exchanged in between \
+         is missing",
+        missed.as_millis()
+    );
+    (gap(since, done, message), missed)
 }
 
 fn gap(start: Timestamp, end: Timestamp, message: String) -> Event {
