@@ -47,6 +47,11 @@ impl Networks {
         inodes
     }
 
+    /// Whether no process was seen in any namespace: the agent's own is a guess.
+    pub fn is_guess(&self) -> bool {
+        self.seen.is_empty()
+    }
+
     /// Forgets all namespaces but these: they would be kept alive, and their numbers are given again.
     pub fn keep_only(&mut self, inodes: &BTreeSet<u64>) {
         self.seen.retain(|netns| inodes.contains(&netns.inode()));

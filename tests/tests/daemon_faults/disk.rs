@@ -169,11 +169,7 @@ fn has_pins_and_counts(home: &Home) -> bool {
 
 /// Takes the history away under the running daemon; `then_kill`: and kills the daemon as soon as the new one
 /// was begun. Old and new history together are the capture.
-fn take_away(
-    site: &Site,
-    take: impl FnOnce(&Home) -> Result<()>,
-    then_kill: bool,
-) -> Result<()> {
+fn take_away(site: &Site, take: impl FnOnce(&Home) -> Result<()>, then_kill: bool) -> Result<()> {
     let mut home = home(site)?;
     home.start_and_wait()?;
     // What is flushed before is in the old one.
@@ -205,7 +201,9 @@ fn take_away(
     let counted = home.books("counted")?;
     let old = home.file("aside");
     let together = match old.exists() {
-        true => sum(&counted, &figures::of_cells(&traffic_tests::daemon::cells_in(&old, "counted")?)),
+        true => {
+            sum(&counted, &figures::of_cells(&traffic_tests::daemon::cells_in(&old, "counted")?))
+        }
         false => sum(&counted, &first),
     };
     assert_eq!(since(&together, &Books::new()), sum(&first, &second), "{}", home.log());

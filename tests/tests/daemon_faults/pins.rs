@@ -51,7 +51,11 @@ fn pins_are_made_again_when_the_bpf_filesystem_was_unmounted() -> Result<()> {
 
 /// Everything pinned is gone while the daemon does not run: what was exchanged then is missing, and the
 /// history says so; the rest is whole.
-fn lose_pins(mut home: Home, site: &Site, lose: impl FnOnce(&mut Home) -> Result<()>) -> Result<Home> {
+fn lose_pins(
+    mut home: Home,
+    site: &Site,
+    lose: impl FnOnce(&mut Home) -> Result<()>,
+) -> Result<Home> {
     home.start_and_wait()?;
     let first = site.lab.capture()?;
     traffic_for(site, 2)?;

@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
-use traffic_lab::topology::addresses;
 use traffic_lab::sockets::Transport;
+use traffic_lab::topology::addresses;
 use traffic_lab::udp::{Receive, Send};
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::daemon::{Home, pins};
@@ -156,7 +156,8 @@ fn a_target_that_is_taken_away_loses_its_pins_and_keeps_its_history() -> Result<
     let site = Site::new(Stack::default())?;
     let other = site.cgroup.child("other")?;
     let mut configured = Configured::new(format!("{}/none", site.cgroup.cgroup_path()))?;
-    let both = format!("[[target]]\nname = \"other\"\ntargets = [\"cgroup:{}\"]", other.cgroup_path());
+    let both =
+        format!("[[target]]\nname = \"other\"\ntargets = [\"cgroup:{}\"]", other.cgroup_path());
     configured.write("", "", &both)?;
     configured.home.start_and_wait()?;
     let expected = send(&site, &other)?;
