@@ -116,15 +116,15 @@ impl Watch {
                     continue;
                 };
                 let made = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
-                if event.mask.intersects(made) {
-                    if let Some(parent) = self.directories.get(&event.wd) {
-                        let (path, mut found) = (parent.join(&name), Vec::new());
-                        self.add(&path, &mut found);
-                        let names = found.iter().filter_map(|path| path.file_name());
-                        changes.names.extend(names.map(ToOwned::to_owned));
-                        changes.made.push(path);
-                        changes.made.extend(found);
-                    }
+                if event.mask.intersects(made)
+                    && let Some(parent) = self.directories.get(&event.wd)
+                {
+                    let (path, mut found) = (parent.join(&name), Vec::new());
+                    self.add(&path, &mut found);
+                    let names = found.iter().filter_map(|path| path.file_name());
+                    changes.names.extend(names.map(ToOwned::to_owned));
+                    changes.made.push(path);
+                    changes.made.extend(found);
                 }
                 changes.names.push(name);
             }
