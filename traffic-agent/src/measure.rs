@@ -223,6 +223,15 @@ impl<'h> Measurement<'h> {
         Ok(())
     }
 
+    /// Looks whether a process was ever seen: without one, names of interfaces are a guess.
+    pub fn is_guess(&mut self) -> Result<bool> {
+        if self.networks.is_guess() {
+            let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
+            self.look_at_networks(pids)?;
+        }
+        Ok(self.networks.is_guess())
+    }
+
     /// Whether there is a cgroup whose processes are still to come.
     pub fn is_unsure(&self) -> bool {
         self.unsure_since.is_some()

@@ -50,6 +50,11 @@ impl Networks {
         inodes
     }
 
+    /// Whether no process was seen in any namespace: the agent's own is a guess.
+    pub fn is_guess(&self) -> bool {
+        self.seen.is_empty()
+    }
+
     /// Lets go of all namespaces but these: each is held open, and with it the interfaces in it and their other
     /// ends. What their interfaces were called is remembered until the next time.
     pub fn keep_only(&mut self, inodes: &BTreeSet<u64>) {

@@ -174,7 +174,10 @@ fn take_away(site: &Site, take: impl FnOnce(&Home) -> Result<()>, then_kill: boo
     home.start_and_wait()?;
     // What is flushed before is in the old one.
     let first = site.lab.capture()?;
-    under_load(site, || Ok(thread::sleep(Duration::from_secs(2))))?;
+    under_load(site, || {
+        thread::sleep(Duration::from_secs(2));
+        Ok(())
+    })?;
     let first = captured(&first.stop()?)?;
     home.wait_until("all of it is written", |home| {
         home.books("counted").is_ok_and(|books| books == first)
@@ -186,7 +189,8 @@ fn take_away(site: &Site, take: impl FnOnce(&Home) -> Result<()>, then_kill: boo
             take(&home)?;
             quiet = false;
             home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
-            Ok(thread::sleep(Duration::from_secs(1)))
+            thread::sleep(Duration::from_secs(1));
+            Ok(())
         })?;
     } else {
         // Nothing is counted between the old history and the kill.
@@ -194,7 +198,10 @@ fn take_away(site: &Site, take: impl FnOnce(&Home) -> Result<()>, then_kill: boo
         home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
         home.kill()?;
         home.start_and_wait()?;
-        under_load(site, || Ok(thread::sleep(Duration::from_secs(1))))?;
+        under_load(site, || {
+            thread::sleep(Duration::from_secs(1));
+            Ok(())
+        })?;
     }
     let second = captured(&second.stop()?)?;
     home.stop()?;
@@ -287,7 +294,8 @@ fn a_backup_that_is_put_back_under_the_daemon_gets_what_was_counted_since() -> R
         thread::sleep(Duration::from_secs(2));
         fs::rename(&backup, home.state_dir().join(DATABASE[0]))?;
         wait_for_log(&home, "were removed or moved away")?;
-        Ok(thread::sleep(Duration::from_secs(2)))
+        thread::sleep(Duration::from_secs(2));
+        Ok(())
     })?;
     let trace = capture.stop()?;
     wait_for_flush(&home)?;

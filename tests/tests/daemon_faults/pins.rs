@@ -14,7 +14,10 @@ use traffic_tests::site::Site;
 use super::{PAUSE, assert_history_is, captured, doubts, home, times_in_log};
 
 fn traffic_for(site: &Site, seconds: u64) -> Result<()> {
-    under_paced_load(site, PAUSE, || Ok(thread::sleep(Duration::from_secs(seconds))))
+    under_paced_load(site, PAUSE, || {
+        thread::sleep(Duration::from_secs(seconds));
+        Ok(())
+    })
 }
 
 #[test]

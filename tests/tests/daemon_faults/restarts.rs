@@ -201,6 +201,10 @@ fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -
     for sender in &mut senders {
         anyhow::ensure!(sender.wait(WITHIN)?.success(), "{}", sender.log());
     }
+    // A namespace is known as long as a process is in it.
+    home.wait_until("all of it is written", |home| {
+        counted_bytes(home).is_ok_and(|bytes| bytes > 3 * 640 * 128)
+    })?;
     drop((senders, relay));
     cgroup.remove()?;
     let trace = capture.stop()?;

@@ -1,5 +1,6 @@
 //! One target: its pinned counters, the cgroups they hang on, and the book of what they have counted.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -18,10 +19,14 @@ use crate::measure::{Measurement, Plan};
 use crate::method::ListeningPort;
 use crate::report::Finding;
 use crate::store::Store;
-use crate::target::{self, Cgroup, Host, TargetSpec};
+use crate::target::{self, Cgroup, Host, TargetSpec, Value};
 
 /// A reading this soon after the end of a quarter still belongs to it: the reading itself is that late.
 const STILL_THE_QUARTER: Duration = Duration::from_secs(1);
+
+/// So long what was counted waits for a process of the target, whose network namespace says what the
+/// interfaces are called. Then the agent's own is taken for it.
+const GUESS_AFTER: Duration = Duration::from_secs(10);
 
 /// What was before the first look at a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +63,10 @@ pub struct Account<'h> {
     missed: SignedDuration,
     /// Whether the counters were there before this agent.
     inherited: bool,
+    /// How many cgroups the last look has attached before the watch told of them.
+    early: usize,
+    /// When there was something to be named for the first time, by the clock since boot.
+    guessing_since: Option<Duration>,
     begun: Begun,
     /// Cgroups that were attached before the history could say since when they were not counted, and until
     /// when that was so.
@@ -113,6 +122,8 @@ impl<'h> Account<'h> {
             covered: true,
             missed: SignedDuration::ZERO,
             inherited,
+            early: 0,
+            guessing_since: None,
             begun: Begun::New,
             unexplained: None,
             waiting: Vec::new(),
@@ -221,25 +232,49 @@ impl<'h> Account<'h> {
     /// Looks which cgroups the target has now, and hangs on those that are new. Returns what it did, in
     /// words, if it did something.
     ///
-    /// `silent_since`: until then no cgroup was made that this agent did not look at.
-    pub fn look(&mut self, now: Now, silent_since: Timestamp) -> Result<Option<String>> {
+    /// * `silent_since`: until then no cgroup was made that this agent did not look at.
+    /// * `made`: those that were made from then on until now, where they are known.
+    pub fn look(
+        &mut self,
+        now: Now,
+        silent_since: Timestamp,
+        made: Option<&[PathBuf]>,
+    ) -> Result<Option<String>> {
         // After a look that went wrong, nothing is known of the time since the one before it.
         let known =
             if self.covered { self.looked.wall.max(silent_since) } else { self.looked.wall };
-        let looked = self.look_since(now, known);
+        let made = made.filter(|_| self.covered);
+        let looked = self.look_since(now, known, made);
         self.covered = looked.is_ok();
         looked
     }
 
     /// `known`: then the target had no cgroup that was not hung on.
-    fn look_since(&mut self, now: Now, known: Timestamp) -> Result<Option<String>> {
+    fn look_since(
+        &mut self,
+        now: Now,
+        known: Timestamp,
+        made: Option<&[PathBuf]>,
+    ) -> Result<Option<String>> {
+        let before = self.directories();
         let cgroups = present(self.host, &self.target.spec)?;
         let attached = self.measurement.attach(cgroups)?;
         self.measurement.counter().reap()?;
         let done = Timestamp::now();
         let (begun, looked) = (self.begun, self.looked.wall);
         (self.begun, self.looked) = (Begun::Looked, now);
+        let now_its = self.directories();
+        let is_own =
+            |made: &&PathBuf| before.contains(made) || now_its.contains(made) || self.is_unit(made);
+        let made = made.map(|made| made.iter().filter(is_own).count().saturating_sub(self.early));
+        self.early = attached.len().saturating_sub(made.unwrap_or(0));
         if attached.is_empty() {
+            if begun == Begun::Looked && made.is_some_and(|made| made > 0) {
+                let message = "a cgroup was made, and removed before it could be counted: what it \
+                               exchanged is missing";
+                self.note(gap(known, done, message.to_owned()));
+                return Ok(Some(message.to_owned()));
+            }
             return Ok(None);
         }
         self.measurement.follow_or_note();
@@ -253,16 +288,35 @@ impl<'h> Account<'h> {
                 return Ok(Some(format!("counting {paths}")));
             }
             Begun::GoesOn => looked,
-            Begun::Looked => {
-                let made = attached.iter().map(|cgroup| made_at(cgroup, known));
-                made.min().unwrap_or(known).min(done)
+            // These and no others were made: an earlier one may have been gone when it was looked at.
+            Begun::Looked if made == Some(attached.len()) => {
+                let times = attached.iter().map(|cgroup| made_at(cgroup, known));
+                times.min().unwrap_or(known).min(done)
             }
+            Begun::Looked => known.min(done),
         };
         let (event, missed) = made_anew(&paths, uncounted_since, done);
         self.missed += missed;
         let message = event.message.clone();
         self.note(event);
         Ok(Some(message))
+    }
+
+    /// The directories of its cgroups, and where it may get one.
+    fn directories(&self) -> Vec<PathBuf> {
+        let mount = self.host.cgroups.mount();
+        let wanted = self.target.spec.selectors.iter().filter_map(|value| match value {
+            Value::Cgroup(path) => Some(mount.join(path.trim_start_matches('/'))),
+            _ => None,
+        });
+        self.cgroups().iter().map(|cgroup| cgroup.dir.clone()).chain(wanted).collect()
+    }
+
+    /// Whether a cgroup is that of a unit of the target, by its name.
+    fn is_unit(&self, directory: &Path) -> bool {
+        let name = directory.file_name().unwrap_or_default();
+        let is = |value: &Value| matches!(value, Value::Unit(unit) if name == unit.as_str());
+        self.target.spec.selectors.iter().any(is)
     }
 
     /// Reads the counters and posts what is new. Returns whether there was anything.
@@ -274,6 +328,15 @@ impl<'h> Account<'h> {
         let current =
             Epoch { boot_id: self.boot_id.clone(), map_id: self.measurement.counter().map_id() };
         let sample = self.measurement.sample()?;
+        let is_zero = |cell: &traffic_ebpf::Cell| *cell == traffic_ebpf::Cell::default();
+        // Not what is read for the last time.
+        let may_wait = !self.target.spec.selectors.is_empty();
+        if may_wait && !sample.cells.iter().all(is_zero) {
+            let since = *self.guessing_since.get_or_insert(now.boot);
+            if now.boot.saturating_sub(since) < GUESS_AFTER && self.measurement.is_guess()? {
+                return Ok(false);
+            }
+        }
         let begins = self.inherited && book.epochs().next().is_none();
         let mut posted = Vec::new();
         for (retired, read_to_the_end) in &mut self.retired {

@@ -311,6 +311,81 @@ mod tests {
         proptest::collection::vec(step, 0..80)
     }
 
+    /// Both clocks, and what is done with them: as `Account::read` does it.
+    #[derive(Clone, Debug)]
+    enum Tick {
+        /// So much time goes by, and so many bytes with it; then the counters are read.
+        Read {
+            milliseconds: u64,
+            bytes: u64,
+        },
+        /// Somebody sets the wall clock by so much.
+        Set {
+            seconds: i64,
+        },
+        Flush,
+    }
+
+    fn ticks() -> impl Strategy<Value = Vec<Tick>> {
+        let tick = prop_oneof![
+            4 => (1..400_000_u64, 0..5000_u64)
+                .prop_map(|(milliseconds, bytes)| Tick::Read { milliseconds, bytes }),
+            1 => (-40_000..40_000_i64).prop_map(|seconds| Tick::Set { seconds }),
+            2 => Just(Tick::Flush),
+        ];
+        proptest::collection::vec(tick, 0..120)
+    }
+
+    proptest! {
+        /// However the clock is set: every byte is there once, no more time was observed than went by, and
+        /// each time the clock was set is told.
+        #[test]
+        fn a_clock_that_is_set_moves_bytes_and_neither_loses_nor_invents_any(ticks in ticks()) {
+            use crate::daemon::account::quarter_of;
+            use crate::daemon::clock::Now;
+            let mut book = book();
+            let (mut now, mut passed, mut counted) = (
+                Now { wall: at(0), boot: std::time::Duration::from_secs(1000) }, 0, 0
+            );
+            let (mut before, mut expected_steps, mut told_steps) = (now, 0, 0);
+            let mut set = 0_i64;
+            let (mut history, mut observed) = (0, 0);
+            let last = [Tick::Read { milliseconds: 1, bytes: 1 }, Tick::Flush];
+            for tick in ticks.into_iter().chain(last) {
+                match tick {
+                    Tick::Set { seconds } => set += seconds,
+                    Tick::Read { milliseconds, bytes } => {
+                        (passed, counted) = (passed + milliseconds, counted + bytes);
+                        now.boot += std::time::Duration::from_millis(milliseconds);
+                        let wall = milliseconds as i64 + set * 1000;
+                        now.wall += jiff::SignedDuration::from_millis(wall);
+                        expected_steps += u32::from(set != 0);
+                        set = 0;
+                        if let Some(step) = now.step_since(&before) {
+                            prop_assert!(step.start <= step.end);
+                            told_steps += 1;
+                            book.note(now.wall, step);
+                        }
+                        let quarter = quarter_of(before.wall, now.wall);
+                        let cells = [Cell { wire_bytes: counted, ..Cell::default() }];
+                        book.post(quarter, now.wall, &epoch(1), &cells, name).unwrap();
+                        book.observe(now.wall_at(&before), now.wall);
+                        before = now;
+                    }
+                    Tick::Flush => while let Some(flush) = book.oldest() {
+                        history += bytes(&flush);
+                        let milliseconds = flush.observed.iter().map(|(_, it)| u64::from(*it));
+                        observed += milliseconds.sum::<u64>();
+                        book.flushed();
+                    },
+                }
+            }
+            prop_assert_eq!(history, counted);
+            prop_assert_eq!(told_steps, expected_steps);
+            prop_assert_eq!(observed, passed);
+        }
+    }
+
     proptest! {
         /// Whenever the agent dies: at the end the history has what the counters say, once.
         #[test]

@@ -24,7 +24,7 @@ use self::clock::{Now, until_next_quarter};
 use self::estimates::Estimates;
 use self::host::Host as HostSide;
 use self::targets::Targets;
-use self::watch::Watch;
+use self::watch::{Changes, Watch};
 use crate::config::{self, Config};
 use crate::kernel::pins::PinRoot;
 use crate::lock::Lock;
@@ -132,7 +132,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
         complaint: None,
     };
     daemon.open_store(now);
-    daemon.targets.look(now, now.wall, |_| true);
+    daemon.targets.look(now, now.wall, None, |_| true);
     daemon.read(Now::read());
     daemon.flush();
     notify::ready(&daemon.status());
@@ -154,15 +154,7 @@ impl Daemon<'_> {
                 }
                 changes = self.watch.next() => {
                     let changes = changes.context("cannot watch the cgroup tree")?;
-                    let now = Now::read();
-                    let names = changes.names;
-                    let attached = self.targets.look(now, self.silent_since, |target| {
-                        changes.overflowed || target.may_be_among(&names)
-                    });
-                    if attached {
-                        self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
-                    }
-                    self.silent_since = now.wall;
+                    self.see(changes)?;
                     continue;
                 }
                 looked = self.estimates.next() => {
@@ -173,7 +165,7 @@ impl Daemon<'_> {
                 }
                 () = sleep_until(wake) => {}
             }
-            self.tick();
+            self.tick()?;
         }
         notify::stopping();
         self.read(Now::read());
@@ -182,6 +174,29 @@ impl Daemon<'_> {
             warn!("what was counted since the last flush stays in the pinned counters");
         }
         Ok(())
+    }
+
+    /// Looks at cgroups that came or went, until nothing more has.
+    fn see(&mut self, mut changes: Changes) -> Result<()> {
+        const WATCH: &str = "cannot watch the cgroup tree";
+        loop {
+            let now = Now::read();
+            // With that, all that came or went until now is known.
+            changes.extend(self.watch.so_far().context(WATCH)?);
+            if changes.is_empty() {
+                self.silent_since = now.wall;
+                return Ok(());
+            }
+            let attached =
+                self.targets.look(now, self.silent_since, Some(&changes.made), |target| {
+                    changes.overflowed || target.may_be_among(&changes.names)
+                });
+            self.silent_since = now.wall;
+            if attached {
+                self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
+            }
+            changes = Changes::default();
+        }
     }
 
     /// The next instant at which something is due.
@@ -199,9 +214,11 @@ impl Daemon<'_> {
     }
 
     /// Does what is due.
-    fn tick(&mut self) {
-        let now = Now::read();
+    fn tick(&mut self) -> Result<()> {
         notify::alive();
+        // They may have come while the timer woke this loop.
+        self.see(Changes::default())?;
+        let now = Now::read();
         if let Some(step) = now.step_since(&self.last) {
             warn!("{}", step.message);
             self.targets.note(&step);
@@ -209,8 +226,6 @@ impl Daemon<'_> {
         let quarter = crate::history::Quarter::of;
         let is_new_quarter = quarter(now.wall) != quarter(self.last.wall);
         self.last = now;
-        // Whatever came or went until here has woken this loop.
-        self.silent_since = self.silent_since.max(now.wall);
         let instant = Instant::now();
         if self.store.is_none() && instant >= self.due.store {
             self.open_store(now);
@@ -224,12 +239,12 @@ impl Daemon<'_> {
             self.due.follow = instant + if unsure { FOLLOW_NEW } else { FOLLOW };
         }
         if instant >= self.due.audit {
-            self.targets.look(now, now.wall, |_| true);
+            self.targets.look(now, self.silent_since, None, |_| true);
             self.targets.audit();
             self.prune();
             self.due.audit = instant + AUDIT;
         } else if instant >= self.due.look {
-            self.targets.look(now, now.wall, |target| target.is_sought());
+            self.targets.look(now, self.silent_since, None, |target| target.is_sought());
             self.due.look = instant + LOOK_FOR_ABSENT;
         }
         if instant >= self.due.estimates {
@@ -241,6 +256,7 @@ impl Daemon<'_> {
         if news || instant >= self.due.flush_time || self.host.is_due(now) {
             self.flush();
         }
+        Ok(())
     }
 
     /// Reads all counters, and adapts the pause to what they say.
@@ -365,7 +381,7 @@ impl Daemon<'_> {
         if self.store.is_none() {
             self.open_store(now);
         }
-        self.targets.look(now, now.wall, |_| true);
+        self.targets.look(now, self.silent_since, None, |_| true);
         self.read(Now::read());
         self.flush();
         info!("the configuration was read again");

@@ -1,6 +1,7 @@
 //! All targets of the daemon: what is done to each of them, and what one of them must not do to the others.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -117,16 +118,19 @@ impl<'h> Targets<'h> {
     }
 
     /// Looks which cgroups some of the targets have now; returns whether there were new ones.
+    ///
+    /// `made`: all that were made since `silent_since`, where that is known.
     pub fn look(
         &mut self,
         now: Now,
         silent_since: Timestamp,
+        made: Option<&[PathBuf]>,
         which: impl Fn(&Entry<'h>) -> bool,
     ) -> bool {
         let mut attached = false;
         for entry in &mut self.accounts {
             if which(entry) {
-                let looked = entry.account.look(now, silent_since);
+                let looked = entry.account.look(now, silent_since, made);
                 if let Some(done) = entry.check("cannot follow its cgroups", looked) {
                     attached = true;
                     info!("target {}: {done}", entry.account.target().spec.name);

@@ -20,8 +20,24 @@ const MOST: usize = 8192;
 pub struct Changes {
     /// Names of the directories that came or went.
     pub names: Vec<OsString>,
+    /// Those that came, each as often as it did.
+    pub made: Vec<PathBuf>,
     /// Events were lost, so anything may have changed.
     pub overflowed: bool,
+}
+
+impl Changes {
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && !self.overflowed
+    }
+
+    /// Adds what happened afterwards.
+    pub fn extend(&mut self, later: Self) {
+        self.names.extend(later.names);
+        self.made.extend(later.made);
+        self.overflowed |= later.overflowed;
+    }
 }
 
 /// A watch on the cgroup tree.
@@ -46,7 +62,7 @@ impl Watch {
 
     /// Watches a directory and what is below it. A directory that was made before its parent was watched
     /// gives no event: those found below are named in `found`.
-    fn add(&mut self, directory: &Path, found: &mut Vec<OsString>) {
+    fn add(&mut self, directory: &Path, found: &mut Vec<PathBuf>) {
         let flags = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVE
@@ -60,7 +76,7 @@ impl Watch {
         let Ok(entries) = std::fs::read_dir(directory) else { return };
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.push(entry.file_name());
+                found.push(entry.path());
                 self.add(&entry.path(), found);
             }
         }
@@ -70,16 +86,24 @@ impl Watch {
     pub async fn next(&mut self) -> io::Result<Changes> {
         loop {
             let mut ready = self.readable.readable().await?;
+            ready.clear_ready();
+            drop(ready);
+            let changes = self.so_far()?;
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+        }
+    }
+
+    /// What has happened since it was asked last, without waiting.
+    pub fn so_far(&mut self) -> io::Result<Changes> {
+        let mut changes = Changes::default();
+        loop {
             let events = match self.inotify.read_events() {
                 Ok(events) => events,
-                Err(nix::Error::EAGAIN) => {
-                    ready.clear_ready();
-                    continue;
-                }
+                Err(nix::Error::EAGAIN) => return Ok(changes),
                 Err(error) => return Err(error.into()),
             };
-            drop(ready);
-            let mut changes = Changes::default();
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     changes.overflowed = true;
@@ -95,13 +119,14 @@ impl Watch {
                 if event.mask.intersects(made)
                     && let Some(parent) = self.directories.get(&event.wd)
                 {
-                    let path = parent.join(&name);
-                    self.add(&path, &mut changes.names);
+                    let (path, mut found) = (parent.join(&name), Vec::new());
+                    self.add(&path, &mut found);
+                    let names = found.iter().filter_map(|path| path.file_name());
+                    changes.names.extend(names.map(ToOwned::to_owned));
+                    changes.made.push(path);
+                    changes.made.extend(found);
                 }
                 changes.names.push(name);
-            }
-            if changes.overflowed || !changes.names.is_empty() {
-                return Ok(changes);
             }
         }
     }
