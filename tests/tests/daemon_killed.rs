@@ -11,7 +11,7 @@ use traffic_lab::Stack;
 use traffic_lab::packet::Family;
 use traffic_lab::workload::Workload;
 use traffic_tests::daemon::{Home, has_pins};
-use traffic_tests::figures::{self, Books};
+use traffic_tests::figures;
 use traffic_tests::site::{RELAY_PORT, Site, tcp};
 
 /// What is carried again and again.
@@ -53,23 +53,6 @@ fn moments() -> Rng {
     Rng::with_seed(seed)
 }
 
-/// What one book has beyond another.
-fn since(now: &Books, before: &Books) -> Books {
-    let mut difference = Books::new();
-    for (key, figures) in now {
-        let before = before.get(key).copied().unwrap_or_default();
-        let added = figures::Figures {
-            wire_packets: figures.wire_packets - before.wire_packets,
-            wire_bytes: figures.wire_bytes - before.wire_bytes,
-            payload_bytes: figures.payload_bytes - before.payload_bytes,
-        };
-        if added != figures::Figures::default() {
-            difference.insert(key.clone(), added);
-        }
-    }
-    difference
-}
-
 fn home(site: &Site) -> Result<Home> {
     let target = format!("counted=cgroup:{}", site.cgroup.cgroup_path());
     Home::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"])
@@ -104,7 +87,7 @@ fn kill_under_load(
     home.kill()?;
     home.start_and_wait()?;
     home.stop()?;
-    let counted = since(&home.books("counted")?, &before);
+    let counted = figures::since(&home.books("counted")?, &before);
     assert!(!counted.is_empty(), "nothing was counted");
     let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
     assert_eq!(counted, captured, "history (left), capture (right)\n{}", home.log());
