@@ -91,7 +91,7 @@ pub fn write(directory: &Path, bench: &mut Bench) -> Result<()> {
 /// A quarter of every target.
 pub fn flush(quarter: Quarter, series: &[Series]) -> Flush {
     let targets = (1..).zip(TARGETS).map(|(number, target)| full(target, number, quarter, series));
-    Flush { targets: targets.collect() }
+    Flush { targets: targets.collect(), ..Flush::default() }
 }
 
 fn full(target: &str, number: u64, quarter: Quarter, series: &[Series]) -> TargetFlush {

@@ -143,6 +143,11 @@ fn systemd_install_without_a_restart_is_in_force_at_the_next_one() -> Result<()>
     systemd.systemctl(["restart", "relay"])?;
     assert_eq!(systemd.property("relay", "ControlGroup")?, CGROUP);
 
+    let seen = snapshot(&systemd, "/etc")?;
+    let words = ["remove", DROP_IN, "nothing was done", "would be deleted"];
+    assert_ended(&uninstall(&systemd, &["--purge", "--dry-run"])?, 0, &words);
+    assert_same(&snapshot(&systemd, "/etc")?, &seen);
+
     // And back: the unit stays, and is not stopped with its slice.
     let pid = systemd.main_pid("relay")?;
     assert_ended(

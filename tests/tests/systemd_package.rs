@@ -113,7 +113,7 @@ impl Connection {
     }
 }
 
-/// What the loopback device of a namespace has carried: packets, and bytes with 14 of Ethernet each.
+/// What the loopback device of a namespace has carried: packets, and bytes from the IP header on.
 fn carried(namespace: &Namespace) -> Result<(u64, u64)> {
     let text = namespace.run_in(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
     let line = text.lines().find_map(|line| line.trim().strip_prefix("lo:")).context("no lo")?;
@@ -122,12 +122,18 @@ fn carried(namespace: &Namespace) -> Result<(u64, u64)> {
     Ok((packets, bytes))
 }
 
-fn history(systemd: &Systemd) -> Result<Counters> {
-    let reader = Reader::open(&systemd.path(STATE))?;
+fn history(systemd: &Systemd, directory: &Path) -> Result<Counters> {
+    // A copy: the reader follows links, and the one to another root leads it to this one's.
+    let copy = directory.join("state");
+    fs::create_dir(&copy)?;
+    for entry in fs::read_dir(systemd.path(STATE))? {
+        let entry = entry?;
+        fs::copy(entry.path(), copy.join(entry.file_name()))?;
+    }
+    let reader = Reader::open(&copy)?;
     let mut sum = Counters::default();
     reader.quarters("relay", Quarter(0)..Quarter(i64::MAX), |_, _, counters| {
-        sum.packets += counters.packets;
-        sum.bytes += counters.bytes;
+        sum += counters;
     })?;
     Ok(sum)
 }
@@ -155,7 +161,7 @@ fn dpkg(systemd: &Systemd, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
-fn package_is_installed_upgraded_without_losing_a_byte_removed_and_purged() -> Result<()> {
+fn package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     require_root()?;
     let directory = TempDir::with_prefix("ta-package-")?;
     let (package, helper) = (package()?, helper()?);
@@ -168,6 +174,9 @@ fn package_is_installed_upgraded_without_losing_a_byte_removed_and_purged() -> R
         files: &[("/etc/systemd/system/relay.service", &relay)],
         programs: &[(&package, FIRST), (&later, LATER), (&helper, HELPER)],
     })?;
+
+    // A machine for building things may forbid packages to start services; this one is for services.
+    systemd.run("rm", ["-f", "/usr/sbin/policy-rc.d"])?;
 
     // Installed: nothing to count yet, so nothing runs, and it says what to do.
     let said = dpkg(&systemd, &["-i", FIRST])?;
@@ -195,27 +204,35 @@ fn package_is_installed_upgraded_without_losing_a_byte_removed_and_purged() -> R
     // Upgraded in the middle of a connection.
     let before = carried(&namespace)?;
     let mut connection = Connection::open(&namespace)?;
-    connection.carry(1_000_000)?;
+    connection.carry(200_000)?;
     let (pinned, pid) = (pins(&systemd.path(PINS))?, systemd.main_pid(UNIT)?);
     std::thread::scope(|scope| -> Result<()> {
         let upgrade = scope.spawn(|| dpkg(&systemd, &["-i", LATER]));
         while !upgrade.is_finished() {
-            connection.carry(100_000)?;
+            // Not so fast that the loopback device's queue overflows: a packet that it drops has been
+            // counted on its way out, and not by the device.
+            connection.carry(10_000)?;
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
         upgrade.join().expect("dpkg does not panic").map(drop)
     })?;
-    connection.carry(1_000_000)?;
+    connection.carry(200_000)?;
     assert_ne!(systemd.main_pid(UNIT)?, pid, "the agent is the old one");
-    assert_eq!(pins(&systemd.path(PINS))?, pinned);
+    // All that counted then counts still; a new agent may add to it.
+    let now = pins(&systemd.path(PINS))?;
+    for pin in pinned.iter().filter(|(path, _)| !is_tracepoint(path)) {
+        assert!(now.contains(pin), "{pin:?} is not among {now:?}");
+    }
     assert_eq!(systemd.read(CONFIG)?, config);
 
     // A removal stops the agent, which writes what it has, and takes its programs out of the kernel.
     let still = carried_at_rest(&namespace)?;
     dpkg(&systemd, &["-r", "traffic-agent"])?;
     assert_eq!(carried(&namespace)?, still, "something else used the loopback device");
-    let history = history(&systemd)?;
-    let (packets, bytes) = (still.0 - before.0, still.1 - before.1);
-    assert_eq!((history.packets, history.bytes + 14 * history.packets), (packets, bytes));
+    let history = history(&systemd, directory.path())?;
+    // The device counts segments: it splits what is larger than its MTU.
+    let device = (still.0 - before.0, still.1 - before.1);
+    assert_eq!((history.wire_packets, history.wire_bytes), device);
     assert!(pins(&systemd.path(PINS)).unwrap_or_default().is_empty());
     assert_eq!(systemd.read(CONFIG)?, config);
     assert_eq!(systemd.property(UNIT, "LoadState")?, "not-found");
@@ -229,6 +246,12 @@ fn package_is_installed_upgraded_without_losing_a_byte_removed_and_purged() -> R
         systemd.run("find", ["/etc/systemd", "/usr/lib/systemd", "-name", "traffic-agent*"])?;
     assert_eq!(links, "");
     Ok(())
+}
+
+/// Links to tracepoints carry a generation in their name (`t1_`) and may be made anew.
+fn is_tracepoint(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.starts_with('t') && path.parent().is_some_and(|parent| parent.ends_with("links"))
 }
 
 /// What was carried when the last acknowledgements have come.

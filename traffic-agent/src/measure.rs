@@ -429,7 +429,7 @@ impl<'h> Measurement<'h> {
             Owner::Interface(index) => self.networks.interface(*index).is_none(),
             Owner::Port(_) => false,
         };
-        if owners.iter().any(is_unknown) {
+        if owners.iter().any(is_unknown) || self.networks.interface(LOOPBACK_IFINDEX).is_none() {
             // It came since the last look.
             let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
             self.networks.note_processes(&self.host.proc, pids);

@@ -95,6 +95,9 @@ pub struct Status {
     /// iec: KiB, MiB, GiB; si: kB, MB, GB; bytes: exact
     #[arg(long, value_enum, default_value_t = UnitsArg::Iec)]
     pub units: UnitsArg,
+    /// Where the counters are pinned, for what is used now
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", env = "TRAFFIC_AGENT_BPFFS")]
+    pub bpffs: PathBuf,
     /// Exit with status 3 if the history of a target is not kept up
     #[arg(long)]
     pub strict: bool,

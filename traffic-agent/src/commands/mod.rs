@@ -68,7 +68,7 @@ pub fn run(command: Command) -> Result<i32> {
         Command::Selftest(args) => on_runtime(selftest::run(args)),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Status(args) => status::run(&args, |_| None),
+        Command::Status(args) => status::run(&args),
         Command::Classic { port } => {
             writeln!(io::stdout(), "{}", classic::run(port)?)?;
             Ok(DONE)

@@ -1,6 +1,8 @@
 //! `status`: how counting goes, from the history; needs no rights but to read it.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -9,6 +11,8 @@ use super::report::{calendar, choose, read};
 use super::{DONE, INCOMPLETE, output};
 use crate::calendar::{Calendar, Span, Unit};
 use crate::cli::report::Status;
+use crate::kernel::pins::PinRoot;
+use crate::kernel::{Glance, Seen};
 use crate::past::coverage::{Known, cover, note};
 use crate::past::rows::{Subject, findings};
 use crate::past::status::{LiveRates, StatusReport, TargetStatus};
@@ -20,11 +24,12 @@ use crate::store::{self, Reader, TargetEntry};
 /// How far back events are told.
 const EVENTS_OF: SignedDuration = SignedDuration::from_hours(24);
 
+/// Between the two looks into the counters.
+const LOOK_FOR: Duration = Duration::from_secs(1);
+
 /// Runs `status`; returns the exit status.
-///
-/// * `live`: what a target uses now, if somebody can look into its counters.
-pub fn run(args: &Status, live: impl Fn(&TargetEntry) -> Option<LiveRates>) -> Result<i32> {
-    let report = status(args, Timestamp::now(), live)?;
+pub fn run(args: &Status) -> Result<i32> {
+    let report = status(args, Timestamp::now())?;
     let mut out = io::stdout().lock();
     match args.is_json() {
         true => render::json::write(&report, &mut out),
@@ -45,16 +50,17 @@ pub fn run(args: &Status, live: impl Fn(&TargetEntry) -> Option<LiveRates>) -> R
     Ok(if args.strict && !all_current { INCOMPLETE } else { DONE })
 }
 
-fn status(
-    args: &Status,
-    now: Timestamp,
-    live: impl Fn(&TargetEntry) -> Option<LiveRates>,
-) -> Result<StatusReport> {
+fn status(args: &Status, now: Timestamp) -> Result<StatusReport> {
     let reader = Reader::open(&args.history.state_dir)?;
     let calendar = calendar(&args.history, &reader)?;
     let mut targets = Vec::new();
-    for entry in choose(reader.targets()?, &args.history.targets)? {
-        let live = live(&entry);
+    let entries = choose(reader.targets()?, &args.history.targets)?;
+    let mut live = live_rates(args, &entries).unwrap_or_else(|error| {
+        output::note(&format!("what is used now cannot be seen: {error:#}"));
+        BTreeMap::new()
+    });
+    for entry in entries {
+        let live = live.remove(&entry.name);
         targets.push(of_target(entry, live, &reader, &calendar, now)?);
     }
     Ok(StatusReport {
@@ -64,6 +70,32 @@ fn status(
         time_zone: calendar.zone_name(),
         targets,
     })
+}
+
+/// Looks twice into the counters of those targets that are counted now.
+fn live_rates(args: &Status, entries: &[TargetEntry]) -> Result<BTreeMap<String, LiveRates>> {
+    let root = PinRoot::open(&args.bpffs, &args.history.state_dir)?;
+    let mut first = Vec::new();
+    for entry in entries {
+        if let Some(glance) = Glance::open(&root, &entry.name)? {
+            let seen = glance.look()?;
+            first.push((entry.name.clone(), glance, seen));
+        }
+    }
+    if !first.is_empty() {
+        std::thread::sleep(LOOK_FOR);
+    }
+    let rate = |(name, glance, before): (String, Glance, Seen)| {
+        let after = glance.look()?;
+        let since = |after: u64, before: u64| after.saturating_sub(before);
+        let rates = LiveRates {
+            seconds: (after.at - before.at).as_secs_f64(),
+            ingress_wire_bytes: since(after.ingress_wire_bytes, before.ingress_wire_bytes),
+            egress_wire_bytes: since(after.egress_wire_bytes, before.egress_wire_bytes),
+        };
+        Ok((name, rates))
+    };
+    first.into_iter().map(rate).collect()
 }
 
 fn of_target(

@@ -44,6 +44,9 @@ pub fn run(args: &Uninstall) -> Result<i32> {
         show(&plan)?;
         println!("{}", consequence(&plan, args.consent, last));
         if !agree(args.consent, "Go on?")? {
+            if args.consent.dry_run {
+                continue;
+            }
             return Ok(DONE);
         }
         carry_out(&plan, args.consent, last)?;
@@ -133,14 +136,18 @@ fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
 
 /// Deletes the history, its group, and whatever else was kept.
 fn purge_if_asked(args: &Uninstall) -> Result<i32> {
-    if !args.purge || args.consent.dry_run {
+    if !args.purge {
+        return Ok(DONE);
+    }
+    let state_dir = Config::default().state_dir;
+    if args.consent.dry_run {
+        println!("{} would be deleted", state_dir.display());
         return Ok(DONE);
     }
     let left = installed_units();
     if !left.is_empty() {
         bail!("the history is kept, because these are counted still: {}", left.join(", "));
     }
-    let state_dir = Config::default().state_dir;
     if systemctl::property(AGENT, "ActiveState")? == "active" {
         bail!("the history is kept, because {AGENT} runs and writes it; stop it first");
     }

@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::book::Book;
 use super::clock::Now;
+use super::estimates::Place;
+use crate::background::{Background, Look, Minute};
 use crate::config::Target;
 use crate::history::{Epoch, Event, EventKind, Quarter};
 use crate::kernel::Retired;
 use crate::kernel::pins::PinRoot;
 use crate::ledger;
 use crate::measure::{Measurement, Plan};
+use crate::method::ListeningPort;
 use crate::report::Finding;
 use crate::store::Store;
 use crate::target::{self, Cgroup, Host, TargetSpec};
@@ -50,6 +53,8 @@ pub struct Account<'h> {
     looked: Now,
     /// Whether traffic since `read` is counted: every cgroup of the target is hung on.
     covered: bool,
+    /// Time since `read` that lies in a gap.
+    missed: SignedDuration,
     begun: Begun,
     /// Events that wait for the book.
     waiting: Vec<Event>,
@@ -57,6 +62,8 @@ pub struct Account<'h> {
     told: Vec<&'static str>,
     /// Billed wire bytes since the agent was started.
     billed: u64,
+    /// What other methods say.
+    background: Background,
 }
 
 impl<'h> Account<'h> {
@@ -97,10 +104,12 @@ impl<'h> Account<'h> {
             read: now,
             looked: now,
             covered: true,
+            missed: SignedDuration::ZERO,
             begun: Begun::New,
             waiting: Vec::new(),
             told: Vec::new(),
             billed: 0,
+            background: Background::default(),
         })
     }
 
@@ -134,10 +143,8 @@ impl<'h> Account<'h> {
         if let Some(last) = last {
             self.read = Now { wall: last.min(now.wall), boot: Duration::ZERO };
             self.begun = Begun::GoesOn;
-            if goes_on {
-                book.observe(last, now.wall);
-            } else {
-                self.begun = Begun::AfterGap;
+            if !goes_on {
+                (self.begun, self.read) = (Begun::AfterGap, now);
                 let rebooted = gone.iter().any(|epoch| epoch.boot_id != self.boot_id);
                 let reason = if rebooted {
                     "the host was started anew: what was counted after the last flush is lost"
@@ -164,7 +171,10 @@ impl<'h> Account<'h> {
     /// `silent_since`: until then no cgroup was made that this agent did not look at.
     pub fn look(&mut self, now: Now, silent_since: Timestamp) -> Result<Option<String>> {
         let cgroups = present(self.host, &self.target.spec)?;
+        // Until it has done so.
+        self.covered = false;
         let attached = self.measurement.attach(cgroups)?;
+        self.covered = true;
         self.measurement.counter().reap()?;
         let done = Timestamp::now();
         let (begun, looked) = (self.begun, self.looked.wall);
@@ -186,7 +196,9 @@ impl<'h> Account<'h> {
                 made.min().unwrap_or(known).min(done)
             }
         };
-        let milliseconds = done.duration_since(uncounted_since).as_millis();
+        let missed = done.duration_since(uncounted_since);
+        self.missed += missed;
+        let milliseconds = missed.as_millis();
         let message = format!(
             "{paths} was made anew, and is counted since {milliseconds} ms later at most: what it \
              exchanged in between is missing"
@@ -220,9 +232,14 @@ impl<'h> Account<'h> {
             book.post(quarter, now.wall, &current, &sample.cells, |new| named(measurement, new))?,
         );
         self.read = now;
-        if self.covered && before.boot != Duration::ZERO {
-            book.observe(now.wall_at(&before), now.wall);
+        if self.covered {
+            // Before this agent, nobody has looked at the clock.
+            let unknown = before.boot == Duration::ZERO;
+            let from = if unknown { before.wall } else { now.wall_at(&before) };
+            let counted = from.checked_add(self.missed).unwrap_or(now.wall);
+            book.observe(counted.min(now.wall), now.wall);
         }
+        self.missed = SignedDuration::ZERO;
         let spanned = Quarter::of(before.wall) != quarter;
         if spanned && !posted.is_empty() && before.wall < now.wall {
             let total = ledger::totals(&posted);
@@ -237,8 +254,42 @@ impl<'h> Account<'h> {
                 ),
             });
         }
+        self.background.post(&posted);
         self.billed = self.billed.saturating_add(ledger::totals(&posted).billed.wire_bytes());
         Ok(!posted.is_empty())
+    }
+
+    /// A look at other methods begins; returns where. To be called after [`Account::read`]. `None` as long as
+    /// there is no book: what was counted before it would all be of the first minute.
+    pub fn begin_look(&mut self) -> Result<Option<Place>> {
+        if self.book.is_none() {
+            return Ok(None);
+        }
+        let network = self.measurement.network()?;
+        self.background.begin();
+        let (target, ports) = (self.target.spec.name.clone(), self.estimate_ports());
+        Ok(Some(Place { target, network, ports }))
+    }
+
+    /// A look has ended. To be called after [`Account::read`].
+    pub fn finish_look(&mut self, look: &Look, at: Timestamp) {
+        let ports = self.estimate_ports();
+        let Minute { readings, events } = self.background.finish(look, &ports, at);
+        for event in events {
+            self.note(event);
+        }
+        if let Some(book) = &mut self.book {
+            book.compare(Timestamp::now(), readings);
+        }
+    }
+
+    /// The ports whose rules are read.
+    fn estimate_ports(&mut self) -> Vec<ListeningPort> {
+        let mut ports = self.measurement.client_ports();
+        if !self.target.estimate_ports.0.is_empty() {
+            ports.retain(|port| self.target.estimate_ports.adds(*port));
+        }
+        ports
     }
 
     /// Follows ports, interfaces and processes, and pins again what somebody has unpinned.

@@ -7,6 +7,7 @@
 mod account;
 mod book;
 pub mod clock;
+mod estimates;
 mod host;
 mod targets;
 mod watch;
@@ -20,6 +21,7 @@ use log::{error, info, warn};
 use tokio::time::{Instant, sleep_until};
 
 use self::clock::{Now, until_next_quarter};
+use self::estimates::Estimates;
 use self::host::Host as HostSide;
 use self::targets::Targets;
 use self::watch::Watch;
@@ -40,6 +42,8 @@ const AUDIT: Duration = Duration::from_secs(300);
 /// How often a target of which nothing is there is looked for where no watch would tell: a process may
 /// appear in a cgroup that has been there all along.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(5);
+/// How often the rules and interfaces are looked at.
+const ESTIMATES: Duration = Duration::from_secs(60);
 /// How often time alone is written: it is lost with the power, and the report says so.
 const FLUSH_TIME: Duration = Duration::from_secs(60);
 /// How often a history that cannot be opened is tried again.
@@ -56,6 +60,7 @@ struct Due {
     follow: Instant,
     look: Instant,
     audit: Instant,
+    estimates: Instant,
     store: Instant,
 }
 
@@ -69,6 +74,7 @@ impl Due {
             follow: now + FOLLOW,
             look: now + LOOK_FOR_ABSENT,
             audit: now + Duration::from_secs(5),
+            estimates: now,
             store: now + RETRY,
         }
     }
@@ -81,6 +87,7 @@ struct Daemon<'h> {
     host: HostSide,
     store: Option<Store>,
     watch: Watch,
+    estimates: Estimates,
     due: Due,
     /// The pause between two readings, as it has adapted.
     pause: Duration,
@@ -114,6 +121,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
         host: host_side,
         store: None,
         watch,
+        estimates: Estimates::default(),
         due: Due::now(),
         pause,
         last: now,
@@ -152,6 +160,12 @@ impl Daemon<'_> {
                     self.silent_since = now.wall;
                     continue;
                 }
+                looked = self.estimates.next() => {
+                    // What passed the rules until now is in the counters now.
+                    self.read(Now::read());
+                    self.targets.finish_look(&looked);
+                    continue;
+                }
                 () = sleep_until(wake) => {}
             }
             self.tick();
@@ -169,7 +183,7 @@ impl Daemon<'_> {
     fn next_wake(&self) -> Instant {
         let due = &self.due;
         let quarter = Instant::now() + until_next_quarter(Timestamp::now());
-        let mut wake = due.read.min(due.follow).min(due.audit).min(quarter);
+        let mut wake = due.read.min(due.follow).min(due.audit).min(due.estimates).min(quarter);
         if let Some(interval) = self.watchdog {
             wake = wake.min(Instant::now() + interval);
         }
@@ -212,6 +226,11 @@ impl Daemon<'_> {
         } else if instant >= self.due.look {
             self.targets.look(now, now.wall, |target| target.is_absent());
             self.due.look = instant + LOOK_FOR_ABSENT;
+        }
+        if instant >= self.due.estimates {
+            self.read(now);
+            self.estimates.start(self.targets.begin_looks(), now.wall);
+            self.due.estimates = instant + ESTIMATES;
         }
         let news = self.targets.has_news() && instant >= self.due.flush;
         if news || instant >= self.due.flush_time || self.host.is_due(now) {
@@ -360,15 +379,14 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
     if names.is_empty() {
-        return Ok(names);
+        return remove_all(&root, names);
     }
     let boot_id = boot_id(&host.proc)?;
     let mut store = Store::open(&config.state_dir, &config.time_zone)
         .context("what was counted last cannot be written; without it: detach --discard")?;
     let mut targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
     targets.end_all_others(&mut store)?;
-    root.remove_all()?;
-    Ok(names)
+    remove_all(&root, names)
 }
 
 /// Removes all pins of this state directory. What was counted since the last flush is lost.
@@ -376,6 +394,14 @@ pub fn discard(config: &Config) -> Result<Vec<String>> {
     let _lock = Lock::take(&config.state_dir)?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
+    remove_all(&root, names)
+}
+
+/// Removes all pins, those of the host's ledger too, and names that beside the targets.
+fn remove_all(root: &PinRoot, mut names: Vec<String>) -> Result<Vec<String>> {
+    if root.has_host() {
+        names.push("the host's cgroups".to_owned());
+    }
     root.remove_all()?;
     Ok(names)
 }

@@ -8,6 +8,7 @@ use log::{debug, error, info, warn};
 
 use super::account::{Account, remark};
 use super::clock::Now;
+use super::estimates::{Looked, Place};
 use crate::config::Target;
 use crate::history::{Event, Flush};
 use crate::host::{HostFlush, HostTarget};
@@ -135,6 +136,25 @@ impl<'h> Targets<'h> {
             moved |= entry.check("cannot read its counters", read);
         }
         moved
+    }
+
+    /// Looks at other methods begin; returns where.
+    pub fn begin_looks(&mut self) -> Vec<Place> {
+        let mut places = Vec::new();
+        for entry in &mut self.accounts {
+            let begun = entry.account.begin_look();
+            places.extend(entry.check("cannot look at its firewall", begun));
+        }
+        places
+    }
+
+    /// A look has ended.
+    pub fn finish_look(&mut self, looked: &Looked) {
+        for entry in &mut self.accounts {
+            if looked.targets.contains(&entry.account.target().spec.name) {
+                entry.account.finish_look(&looked.look, looked.at);
+            }
+        }
     }
 
     /// Follows ports and interfaces.

@@ -11,6 +11,7 @@ mod bpf;
 mod btf;
 mod figures;
 mod generation;
+mod glance;
 mod host;
 mod links;
 mod object;
@@ -50,6 +51,7 @@ use traffic_ebpf::{
 pub use self::{
     answered::{Answered, Unavailable},
     figures::{LoadedFigures, ProgramFigures},
+    glance::{Glance, Seen},
     host::{HostCells, HostCounter, HostSample},
     pinned::Retired,
     slots::{Owner, SlotTables},

@@ -139,6 +139,11 @@ impl PinRoot {
         Ok(names)
     }
 
+    /// Whether the host's ledger is pinned.
+    pub fn has_host(&self) -> bool {
+        self.target(HOST).directory.exists()
+    }
+
     /// Removes everything that is pinned for this agent: it detaches, and what was counted is gone.
     /// Returns how many targets there were.
     pub fn remove_all(&self) -> Result<usize, Error> {
@@ -218,6 +223,12 @@ impl Pins {
     /// Whether there are any.
     pub fn exist(&self) -> bool {
         self.directory.join(CELLS).exists()
+    }
+
+    /// The same for whom they may be hidden from: then it is an error.
+    pub fn try_exist(&self) -> Result<bool, Error> {
+        let path = self.directory.join(CELLS);
+        path.try_exists().map_err(file_error("look for", &path))
     }
 
     /// Makes the directories, for root alone.

@@ -15,6 +15,7 @@ pub const CURRENT_WITHIN: SignedDuration = SignedDuration::from_secs(150);
 /// Time that may be missing although nothing was missed: what an attachment takes to be timed, and the
 /// difference between two clocks. NTP corrects a clock by 500 ppm at most (adjtime(3), "slew rate").
 const SLACK_MILLISECONDS: u64 = 1_000;
+const SLACK_AT_MOST_MILLISECONDS: u64 = 60_000;
 const SLACK_PER_MILLION: u64 = 500;
 
 /// When a target was counted, as far as the history knows.
@@ -53,7 +54,8 @@ pub fn cover(
     let observable = span.common(&known.span()).map_or(0, |span| span.milliseconds());
     let notes: Vec<&Event> =
         events.iter().filter(|event| is_noted(event.kind) && touches(event, span)).collect();
-    let slack = SLACK_MILLISECONDS + observable / 1_000_000 * SLACK_PER_MILLION;
+    let slack = observable / 1_000_000 * SLACK_PER_MILLION;
+    let slack = (SLACK_MILLISECONDS + slack).min(SLACK_AT_MOST_MILLISECONDS);
     let gap = notes.iter().any(|event| event.kind == EventKind::Gap);
     Coverage {
         observed_seconds: seconds(observed_milliseconds),

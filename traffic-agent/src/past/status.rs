@@ -56,7 +56,7 @@ pub struct TargetStatus {
     pub findings: Vec<Finding>,
 }
 
-/// Billed traffic between two looks into the counters.
+/// Traffic between two looks into the counters, on all interfaces but loopback.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LiveRates {
     /// Seconds between the looks.

@@ -33,7 +33,7 @@ const PLAIN_ADDS: &str = "plain_adds_lose_what_they_lose";
 /// The tests of the Debian package, which is built for nothing else.
 const PACKAGED: [&str; 2] = [
     "package_has_what_it_should_and_belongs_to_root",
-    "package_is_installed_upgraded_without_losing_a_byte_removed_and_purged",
+    "package_is_installed_upgraded_removed_and_purged",
 ];
 
 /// Flags of `cargo xtask test`.

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::check::{Check, CheckStatus};
+use crate::install::slice;
 use crate::kernel::attached::{Hook, Sharing, program_names, query};
 use crate::target::{Cgroup, Host};
 
@@ -197,11 +198,10 @@ fn refusal(target: &str, path: &str, place: &str, programs: &str, hooks: &str) -
     let unit = place.rsplit('/').next().unwrap_or_default();
     let remedy = match unit.ends_with(".service") {
         true => {
-            let slice =
-                format!("{}-traffic.slice", unit.trim_end_matches(".service").replace('@', "-"));
+            let above = parent.rsplit('/').next().unwrap_or_default();
+            let slice = slice::name(above, unit).unwrap_or_else(|| "NAME.slice".to_owned());
             format!(
-                "put the unit into a slice of its own (`systemctl edit {unit}`: [Service] Slice={slice}; \
-                 then restart it) and measure the slice: --target unit:{slice}. Or measure the parent, with \
+                "put the unit into a slice of its own (`traffic-agent install --unit {unit}`) and measure the slice: --target unit:{slice}. Or measure the parent, with \
                  everything in it: --target cgroup:{parent}. Or take those settings away from the unit"
             )
         }
@@ -319,7 +319,8 @@ mod tests {
         );
         assert!(checks[0].message.contains("(ingress, egress)"), "{}", checks[0].message);
         let remedy = checks[0].remedy.as_deref().unwrap();
-        assert!(remedy.contains("Slice=xray-traffic.slice"), "{remedy}");
+        assert!(remedy.contains("install --unit xray.service"), "{remedy}");
+        assert!(remedy.contains("unit:system-xray_traffic.slice"), "{remedy}");
         assert!(remedy.contains("--target cgroup:/system.slice."), "{remedy}");
     }
 
