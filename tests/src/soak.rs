@@ -212,6 +212,8 @@ struct Soak<'s> {
     /// Dies and comes again.
     hunted: Home,
     random: Rng,
+    /// Of the last interface.
+    number: u8,
 }
 
 impl<'s> Soak<'s> {
@@ -222,7 +224,7 @@ impl<'s> Soak<'s> {
         let server = site.server()?;
         let (mut steady, hunted) = (Home::new(&flags)?, Home::new(&flags)?);
         steady.start_and_wait()?;
-        Ok(Self { site, server, relay, steady, hunted, random })
+        Ok(Self { site, server, relay, steady, hunted, random, number: 0 })
     }
 
     fn run(mut self, time: Duration, bar: &ProgressBar) -> Result<()> {
@@ -297,7 +299,7 @@ impl<'s> Soak<'s> {
 
     /// Lets things happen while traffic flows.
     fn under_load(&mut self, bar: &ProgressBar) -> Result<Tally> {
-        let Self { site, server, relay, steady, hunted, random } = self;
+        let Self { site, server, relay, steady, hunted, random, number } = self;
         let (done, driving) = (AtomicBool::new(false), Mutex::new(()));
         thread::scope(|scope| {
             let driver = scope.spawn(|| -> Result<()> {
@@ -318,7 +320,7 @@ impl<'s> Soak<'s> {
                 *relay = Some(site.relay()?);
                 Ok(())
             };
-            let happened = happen(site, steady, hunted, random, restart, bar);
+            let happened = happen(site, steady, hunted, (random, number), restart, bar);
             done.store(true, Ordering::Relaxed);
             match driver.join() {
                 Ok(driven) => driven.context("the traffic")?,
@@ -334,7 +336,7 @@ fn happen(
     site: &Site,
     steady: &Home,
     hunted: &mut Home,
-    random: &mut Rng,
+    (random, number): (&mut Rng, &mut u8),
     mut restart_relay: impl FnMut() -> Result<()>,
     bar: &ProgressBar,
 ) -> Result<Tally> {
@@ -368,7 +370,8 @@ fn happen(
                 tally.relays += 1;
             }
             Happening::ShortLivedInterface => {
-                send_over_short_lived(site)?;
+                *number = number.wrapping_add(1);
+                send_over_short_lived(site, *number)?;
                 tally.interfaces += 1;
             }
         }
@@ -376,14 +379,16 @@ fn happen(
     Ok(tally)
 }
 
-/// Makes an interface, sends over it from the counted cgroup, and removes it.
-fn send_over_short_lived(site: &Site) -> Result<()> {
-    let (near, far) = (Ipv4Addr::new(10, 88, 1, 2), Ipv4Addr::new(10, 88, 1, 1));
+/// Makes an interface, sends over it from the counted cgroup, and removes it. The kernel takes it away some
+/// time later, so that the next one has another number.
+fn send_over_short_lived(site: &Site, number: u8) -> Result<()> {
+    let (near, far) = (Ipv4Addr::new(10, 88, number, 2), Ipv4Addr::new(10, 88, number, 1));
+    let device = format!("n{number}");
     let far_end = Namespace::new("short-lived")?;
     let at = |address: Ipv4Addr| [(IpAddr::V4(address), 24)];
     connect(
         End { namespace: &far_end, name: "f1", addresses: &at(far) },
-        End { namespace: &site.lab.proxy, name: "n1", addresses: &at(near) },
+        End { namespace: &site.lab.proxy, name: &device, addresses: &at(near) },
         MTU,
     )?;
     let there = SocketAddr::from((far, 7000));
