@@ -20,10 +20,12 @@ pub struct Plan {
     pub packets: usize,
     /// The most connections.
     pub connections: usize,
+    /// How long a daemon is watched.
+    pub watch: Duration,
 }
 
 impl Plan {
-    /// About five minutes.
+    /// About nine minutes.
     pub const FULL: Self = Self {
         test_rounds: 21,
         repeat: 300_000,
@@ -31,8 +33,9 @@ impl Plan {
         time: Duration::from_millis(300),
         packets: 60_000,
         connections: 100_000,
+        watch: Duration::from_secs(60),
     };
-    /// About one minute.
+    /// About two minutes.
     pub const QUICK: Self = Self {
         test_rounds: 7,
         repeat: 100_000,
@@ -40,6 +43,7 @@ impl Plan {
         time: Duration::from_millis(120),
         packets: 20_000,
         connections: 10_000,
+        watch: Duration::from_secs(10),
     };
 }
 

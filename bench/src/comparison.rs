@@ -18,7 +18,7 @@ pub enum Against {
 /// One question, and what was measured.
 #[derive(Debug)]
 pub struct Comparison {
-    /// The part of the bench: `a` to `f`.
+    /// The part of the bench: `a` to `g`.
     pub part: char,
     /// What was measured.
     pub title: String,

@@ -9,6 +9,7 @@ mod clock;
 mod comparison;
 mod connections;
 mod cost;
+mod daemon;
 mod growth;
 mod history;
 mod numbers;
@@ -43,11 +44,11 @@ struct Arguments {
     /// A release build of traffic-agent
     #[arg(long)]
     agent: PathBuf,
-    /// Fewer and shorter rounds: about a minute
+    /// Fewer and shorter rounds: about two minutes
     #[arg(long)]
     quick: bool,
     /// Only these parts
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c,d,e,f,g")]
     only: Vec<Part>,
     /// How to print the numbers
     #[arg(long, default_value = "table")]
@@ -68,6 +69,8 @@ enum Part {
     E,
     /// The same, written
     F,
+    /// The daemon
+    G,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,6 +80,8 @@ enum Format {
 }
 
 fn main() -> ExitCode {
+    // The relays of part g are this program, started again.
+    traffic_lab::role::run_from_environment();
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -102,6 +107,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Part::D => user_space::run(&mut bench)?,
             Part::E => year::run(&mut bench)?,
             Part::F => history::run(&mut bench)?,
+            Part::G => daemon::run(&mut bench)?,
         });
     }
     // The bar goes before the numbers come.

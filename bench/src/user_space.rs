@@ -118,7 +118,7 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 /// Reads a line such as `VmRSS:      5120 kB` of `/proc/PID/status`.
-fn mebibytes(status: &str, field: &str) -> Result<f64> {
+pub fn mebibytes(status: &str, field: &str) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(field));
     let line = line.with_context(|| format!("/proc/PID/status has no {field}"))?;
     let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse()?;

@@ -139,6 +139,23 @@ pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
     books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
 }
 
+/// What one book has beyond another.
+pub fn since(now: &Books, before: &Books) -> Books {
+    let mut difference = Books::new();
+    for (key, figures) in now {
+        let before = before.get(key).copied().unwrap_or_default();
+        let added = Figures {
+            wire_packets: figures.wire_packets - before.wire_packets,
+            wire_bytes: figures.wire_bytes - before.wire_bytes,
+            payload_bytes: figures.payload_bytes - before.payload_bytes,
+        };
+        if added != Figures::default() {
+            difference.insert(key.clone(), added);
+        }
+    }
+    difference
+}
+
 /// The books of captures in which the wire shows another port than the proxy's socket has: of the client
 /// leg, if that is `public`, and under the port that `port_of` says.
 pub fn of_capture_as(

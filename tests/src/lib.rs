@@ -21,6 +21,7 @@
 //! * [`load`]: traffic for as long as something else is done.
 //! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
+//! * [`soak`]: traffic without end, and all that happens to an agent meanwhile.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod agent;
@@ -42,6 +43,7 @@ pub mod rules;
 pub mod seed;
 pub mod service;
 pub mod site;
+pub mod soak;
 pub mod systemd;
 pub mod truth;
 pub mod unseen;
@@ -54,14 +56,20 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use traffic_lab::role::Role;
 
+/// The program of this package.
+const HELPER: &str = "traffic-tests";
+
 /// The program of this package, which runs the lab's roles and the socket factory.
 ///
 /// A process must be born in a cgroup to be counted there, and a test binary with the usual harness
 /// has no `main` of its own.
 pub fn helper() -> Result<PathBuf> {
     let test = env::current_exe().context("cannot find the running binary")?;
+    if test.file_name().is_some_and(|name| name == HELPER) {
+        return Ok(test);
+    }
     let target = test.parent().and_then(|deps| deps.parent()).context("no target directory")?;
-    let helper = target.join("traffic-tests");
+    let helper = target.join(HELPER);
     ensure!(helper.is_file(), "{} is not there: run `cargo xtask test`", helper.display());
     Ok(helper)
 }

@@ -52,20 +52,3 @@ pub fn under_paced_load<T>(
         result
     })
 }
-
-/// What one book has beyond another.
-pub fn since(now: &Books, before: &Books) -> Books {
-    let mut difference = Books::new();
-    for (key, figures) in now {
-        let before = before.get(key).copied().unwrap_or_default();
-        let added = Figures {
-            wire_packets: figures.wire_packets - before.wire_packets,
-            wire_bytes: figures.wire_bytes - before.wire_bytes,
-            payload_bytes: figures.payload_bytes - before.payload_bytes,
-        };
-        if added != Figures::default() {
-            difference.insert(key.clone(), added);
-        }
-    }
-    difference
-}

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use traffic_lab::Stack;
 use traffic_tests::daemon::{Home, has_pins};
 use traffic_tests::figures;
-use traffic_tests::load::{since, under_load};
+use traffic_tests::load::under_load;
 use traffic_tests::site::{RELAY_PORT, Site, tcp};
 
 /// Random moments; which, is printed, so that a failure can be had again.
@@ -53,7 +53,7 @@ fn kill_under_load(
     home.kill()?;
     home.start_and_wait()?;
     home.stop()?;
-    let counted = since(&home.books("counted")?, &before);
+    let counted = figures::since(&home.books("counted")?, &before);
     assert!(!counted.is_empty(), "nothing was counted");
     let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
     assert_eq!(counted, captured, "history (left), capture (right)\n{}", home.log());

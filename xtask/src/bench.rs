@@ -23,11 +23,11 @@ const PROGRAMS: Program =
 /// Flags of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Fewer and shorter rounds: about a minute
+    /// Fewer and shorter rounds: about two minutes
     #[arg(long)]
     quick: bool,
     /// Only these parts: a (ns per packet), b (throughput), c (growth), d (user space), e (a year
-    /// of history, reported)
+    /// of history, reported), f (the same, written), g (the daemon)
     #[arg(long, value_name = "PARTS", value_delimiter = ',')]
     only: Vec<String>,
     /// How to print the numbers: table or json

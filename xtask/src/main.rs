@@ -2,13 +2,14 @@
 //!
 //! `cargo xtask ebpf` builds the committed eBPF object, `cargo xtask ebpf --check` proves that it
 //! belongs to the sources, `cargo xtask test` is the one test command, `cargo xtask bench` measures what
-//! counting costs, `cargo xtask dist` makes the Debian package.
+//! counting costs, `cargo xtask soak` lets the daemon run beside traffic and mishaps, `cargo xtask dist` makes the Debian package.
 
 mod bench;
 mod command;
 mod debian;
 mod dist;
 mod ebpf;
+mod soak;
 mod test;
 mod workspace;
 
@@ -35,6 +36,8 @@ enum Task {
     Test(test::Options),
     /// Measure what counting costs, beside what others cost (as root)
     Bench(bench::Options),
+    /// Let the daemon run under traffic, kills and changes, and compare its history with captures (as root)
+    Soak(soak::Options),
     /// Build the Debian package, and print where it is
     Dist(dist::Options),
 }
@@ -55,6 +58,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Ebpf(options) => ebpf::run(&workspace, &options),
         Task::Test(options) => test::run(&workspace, options),
         Task::Bench(options) => bench::run(&workspace, &options),
+        Task::Soak(options) => soak::run(&workspace, &options).map(|never| match never {}),
         Task::Dist(options) => dist::run(&workspace, &options),
     }
 }

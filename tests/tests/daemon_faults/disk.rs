@@ -11,8 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use traffic_lab::Stack;
 use traffic_tests::daemon::{Home, has_pins};
+use traffic_tests::figures::since;
 use traffic_tests::figures::{self, Books};
-use traffic_tests::load::{since, under_load, under_paced_load};
+use traffic_tests::load::{under_load, under_paced_load};
 use traffic_tests::site::Site;
 
 use super::{PAUSE, assert_history_is, captured, doubts, home, said, times_in_log};
