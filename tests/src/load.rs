@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result};
 use traffic_lab::packet::Family;
 use traffic_lab::workload::Workload;
 
-use crate::figures::{Books, Figures};
 use crate::site::Site;
 
 /// What is carried again and again.
