@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use traffic_agent::history::{Event, Quarter, Series};
+use traffic_agent::history::{Event, EventKind, Quarter, Series};
 use traffic_agent::report::{CellReport, Counters};
 use traffic_agent::store::Reader;
 
@@ -245,6 +245,19 @@ impl Home {
     pub fn events(&self, target: &str) -> Result<Vec<Event>> {
         let reader = Reader::open(&self.state_dir())?;
         Ok(reader.events(target, jiff::Timestamp::MIN..jiff::Timestamp::MAX)?)
+    }
+
+    /// Those that say that something is missing or not where it should be. That a quarter of an hour ended
+    /// while the daemon was away is neither: it happens to any test that runs then.
+    pub fn doubts(&self, target: &str) -> Result<Vec<Event>> {
+        let in_passing = |event: &Event| {
+            event.kind == EventKind::Late
+                && event.message.contains("while the agent did not run")
+                && Quarter::of(event.start) != Quarter::of(event.end)
+        };
+        let mut events = self.events(target)?;
+        events.retain(|event| event.kind != EventKind::Note && !in_passing(event));
+        Ok(events)
     }
 }
 

@@ -9,7 +9,7 @@ mod restarts;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use traffic_agent::history::{Event, EventKind};
+use traffic_agent::history::Event;
 use traffic_lab::topology::LabTrace;
 use traffic_tests::daemon::Home;
 use traffic_tests::figures::{self, Books};
@@ -37,9 +37,7 @@ fn captured(trace: &LabTrace) -> Result<Books> {
 
 /// The events that say that a figure is not what it seems.
 fn doubts(home: &Home) -> Result<Vec<Event>> {
-    let mut events = home.events("counted")?;
-    events.retain(|event| event.kind != EventKind::Note);
-    Ok(events)
+    home.doubts("counted")
 }
 
 /// Asserts that the whole history of the target is what was captured.
