@@ -223,13 +223,16 @@ impl<'h> Measurement<'h> {
         Ok(())
     }
 
-    /// Looks whether a process was ever seen: without one, names of interfaces are a guess.
+    /// Looks whether names of interfaces are a guess that may become better: no process was seen yet. Where
+    /// there is one whose namespace may not be seen, waiting does not help.
     pub fn is_guess(&mut self) -> Result<bool> {
-        if self.networks.is_guess() {
-            let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-            self.look_at_networks(pids)?;
+        if !self.networks.is_guess() {
+            return Ok(false);
         }
-        Ok(self.networks.is_guess())
+        let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
+        let is_empty = pids.is_empty();
+        self.look_at_networks(pids)?;
+        Ok(is_empty && self.networks.is_guess())
     }
 
     /// Whether there is a cgroup whose processes are still to come.
@@ -286,13 +289,14 @@ impl<'h> Measurement<'h> {
 
     /// Notes in which namespaces these processes are, and what their interfaces are called.
     fn look_at_networks(&mut self, pids: BTreeSet<i32>) -> Result<()> {
+        let is_empty = pids.is_empty();
         let inodes = self.networks.note_processes(&self.host.proc, pids);
         // Without a process those of the last ones are the best guess.
         if self.outlives && !inodes.is_empty() {
             self.networks.keep_only(&inodes);
-            if self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
-                self.unsure_since = None;
-            }
+        }
+        if !is_empty && self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
+            self.unsure_since = None;
         }
         self.networks.learn_interfaces()?;
         tell_namespaces(&mut self.counter, &self.networks)

@@ -427,6 +427,11 @@ impl<'h> Account<'h> {
         ports
     }
 
+    /// The next reading may be the last: it does not wait for better names.
+    pub fn hurry(&mut self) {
+        self.guessing_since = Some(Duration::ZERO);
+    }
+
     /// Whether it has a cgroup of which it is not sure in which network namespace its processes are.
     pub fn is_unsure(&self) -> bool {
         self.measurement.is_unsure() && !self.is_sought()

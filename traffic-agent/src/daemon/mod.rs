@@ -168,6 +168,7 @@ impl Daemon<'_> {
             self.tick()?;
         }
         notify::stopping();
+        self.targets.hurry();
         self.read(Now::read());
         self.flush();
         if self.targets.has_pages() {

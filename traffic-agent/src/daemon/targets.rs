@@ -140,6 +140,11 @@ impl<'h> Targets<'h> {
         attached
     }
 
+    /// The next reading may be the last.
+    pub fn hurry(&mut self) {
+        self.accounts.iter_mut().for_each(|entry| entry.account.hurry());
+    }
+
     /// Reads all counters; returns whether any has moved.
     pub fn read(&mut self, now: Now) -> bool {
         let mut moved = false;
