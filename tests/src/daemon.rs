@@ -70,6 +70,12 @@ impl Home {
         self.flags.extend(flags.map(str::to_owned));
     }
 
+    /// One whose daemon counts a cgroup as `counted`, and reads and writes as often as it can.
+    pub fn counting(cgroup: &str) -> Result<Self> {
+        let target = format!("counted=cgroup:{cgroup}");
+        Self::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"])
+    }
+
     /// Mounts the bpf filesystem.
     pub fn mount_bpf(&self) -> Result<()> {
         let bpf = self.bpffs();

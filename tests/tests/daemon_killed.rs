@@ -19,11 +19,6 @@ fn moments() -> Rng {
     Rng::with_seed(seed)
 }
 
-fn home(site: &Site) -> Result<Home> {
-    let target = format!("counted=cgroup:{}", site.cgroup.cgroup_path());
-    Home::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"])
-}
-
 /// Kills and starts the daemon `times` times under load, `prepare` before each start, and holds the history
 /// against the captures.
 fn kill_under_load(
@@ -64,7 +59,7 @@ fn kill_under_load(
 fn a_hundred_kills_lose_and_double_nothing() -> Result<()> {
     let site = Site::new(Stack::default())?;
     let _relay = site.relay()?;
-    let mut home = home(&site)?;
+    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
     let mut random = moments();
     for _ in 0..10 {
         kill_under_load(&site, &mut home, 10, &mut random, |_| ())?;
@@ -77,7 +72,7 @@ fn a_hundred_kills_lose_and_double_nothing() -> Result<()> {
 fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
     let site = Site::new(Stack::default())?;
     let _relay = site.relay()?;
-    let mut home = home(&site)?;
+    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
     let mut random = moments();
     let mut abi = 1;
     for _ in 0..10 {
@@ -94,7 +89,7 @@ fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
 fn detaching_leaves_no_pin_and_the_history_whole() -> Result<()> {
     let site = Site::new(Stack::default())?;
     let _relay = site.relay()?;
-    let mut home = home(&site)?;
+    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
     home.start_and_wait()?;
     let capture = site.lab.capture()?;
     under_load(&site, || {

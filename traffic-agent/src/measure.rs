@@ -216,11 +216,8 @@ impl<'h> Measurement<'h> {
     }
 
     /// Takes for the target what it hangs on already.
-    pub fn keep_cgroups(&mut self) -> Result<()> {
-        let attached = self.counter.attached_cgroups();
-        let tree = self.host.cgroups.tree()?;
-        self.plan.cgroups = tree.into_iter().filter(|it| attached.contains(&it.id)).collect();
-        Ok(())
+    pub fn keep_cgroups(&mut self) {
+        self.plan.cgroups = self.hung.values().cloned().collect();
     }
 
     /// Looks whether names of interfaces are a guess that may become better: no process was seen yet. Where
@@ -260,6 +257,11 @@ impl<'h> Measurement<'h> {
                 self.processes.insert((pid, process.name));
             }
         }
+        if self.outlives {
+            // Only a report of a whole measurement asks for those that ended; over months they would grow
+            // without end.
+            self.processes.retain(|(pid, _)| pids.contains(pid));
+        }
         self.look_at_networks(pids)?;
 
         self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
@@ -277,14 +279,6 @@ impl<'h> Measurement<'h> {
             .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
             .collect();
         if unused.is_empty() { Ok(()) } else { self.release(unused) }
-    }
-
-    /// Forgets processes that ended, which only a report of the whole measurement asks for: over months they
-    /// would grow without end.
-    pub fn forget_the_past(&mut self) -> Result<()> {
-        let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-        self.processes.retain(|(pid, _)| pids.contains(pid));
-        Ok(())
     }
 
     /// Notes in which namespaces these processes are, and what their interfaces are called.

@@ -18,15 +18,9 @@ use traffic_tests::site::{RELAY_PORT, Site, tcp};
 /// Between two rounds of a load that goes on for long.
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// A daemon that counts a cgroup, and reads and writes as often as it can.
-fn home_of(cgroup: &str) -> Result<Home> {
-    let target = format!("counted=cgroup:{cgroup}");
-    Home::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"])
-}
-
-/// The same of the site's cgroup.
+/// A daemon that counts the site's cgroup.
 fn home(site: &Site) -> Result<Home> {
-    home_of(&site.cgroup.cgroup_path())
+    Home::counting(&site.cgroup.cgroup_path())
 }
 
 /// The books of a capture of traffic through the relay.

@@ -19,7 +19,7 @@ use traffic_tests::figures;
 use traffic_tests::role;
 use traffic_tests::site::{RELAY_PORT, Site, any};
 
-use super::{assert_history_is, captured, doubts, home, home_of, times_in_log};
+use super::{assert_history_is, captured, doubts, home, times_in_log};
 
 const RESTARTS: usize = 200;
 /// Where the upstream receives what a proxy sends as soon as it has started.
@@ -87,7 +87,7 @@ fn links(home: &Home) -> Result<usize> {
 fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
     let site = Site::new(Stack::default())?;
     let _sink = sink(&site)?;
-    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
     // Nothing of the target is there yet.
     home.start_and_wait()?;
     let capture = site.lab.capture()?;
@@ -138,7 +138,7 @@ fn the_same_with_pauses_in_which_nothing_of_the_target_is_there() -> Result<()> 
 #[test]
 fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Result<()> {
     let site = Site::new(Stack::default())?;
-    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
     home.start_and_wait()?;
     let server = site.server()?;
     let capture = site.lab.capture()?;
@@ -187,7 +187,7 @@ fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
 fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -> Result<()> {
     let site = Site::new(Stack::default())?;
     let _sink = sink(&site)?;
-    let mut home = home_of(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
     home.start_and_wait()?;
     let cgroup = site.cgroup.child("proxy")?;
     home.wait_until("it is counted", |home| times_in_log(home, "is counted since") == 1)?;

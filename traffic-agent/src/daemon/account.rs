@@ -107,7 +107,7 @@ impl<'h> Account<'h> {
             .with_context(|| format!("cannot count target {}", target.spec.name))?;
         // Interfaces have names in the network namespace of its processes only.
         if target.spec.selectors.is_empty() {
-            measurement.keep_cgroups()?;
+            measurement.keep_cgroups();
         }
         Ok(Self {
             host,
@@ -362,8 +362,8 @@ impl<'h> Account<'h> {
             book.observe(counted.min(now.wall), now.wall);
         }
         self.missed = SignedDuration::ZERO;
+        let bytes = ledger::totals(&posted).billed.wire_bytes();
         if begins && !posted.is_empty() {
-            let bytes = ledger::totals(&posted).billed.wire_bytes();
             let booted = Now { wall: now.wall, boot: Duration::ZERO };
             book.note(now.wall, Event {
                 start: now.wall_at(&booted).min(now.wall),
@@ -377,8 +377,6 @@ impl<'h> Account<'h> {
         }
         let spanned = Quarter::of(before.wall) != quarter;
         if spanned && !posted.is_empty() && before.wall < now.wall {
-            let total = ledger::totals(&posted);
-            let bytes = total.billed.wire_bytes();
             book.note(now.wall, Event {
                 start: before.wall,
                 end: now.wall,
@@ -390,7 +388,7 @@ impl<'h> Account<'h> {
             });
         }
         self.background.post(&posted);
-        self.billed = self.billed.saturating_add(ledger::totals(&posted).billed.wire_bytes());
+        self.billed = self.billed.saturating_add(bytes);
         Ok(!posted.is_empty())
     }
 
@@ -440,8 +438,7 @@ impl<'h> Account<'h> {
     /// Follows ports, interfaces and processes.
     pub fn follow(&mut self) -> Result<()> {
         self.measurement.counter().reap()?;
-        self.measurement.follow()?;
-        self.measurement.forget_the_past()
+        self.measurement.follow()
     }
 
     /// Pins again what somebody has unpinned.
