@@ -190,6 +190,10 @@ pub const ANSWERED_ELEMENTS: usize = ANSWERED_UNATTRIBUTED + 1;
 pub const MOST_NAMESPACES: u32 = 64;
 /// Capacity of the map `CGROUPS`.
 pub const MOST_CGROUPS: u32 = 64;
+/// Capacity of the map `SELECTED`.
+pub const MOST_SELECTED: u32 = 1024;
+/// Levels of the tree in the map `SELECTED_LEVELS`.
+pub const MOST_SELECTED_LEVELS: usize = 16;
 /// Capacity of the map `CONNECTIONS`, which forgets the oldest. At 100 bytes each.
 pub const MOST_CONNECTIONS: u32 = 16_384;
 

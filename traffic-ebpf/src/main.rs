@@ -14,6 +14,8 @@ mod program;
 #[cfg(target_arch = "bpf")]
 mod retransmission;
 #[cfg(target_arch = "bpf")]
+mod selected;
+#[cfg(target_arch = "bpf")]
 mod structures;
 
 #[cfg(not(target_arch = "bpf"))]

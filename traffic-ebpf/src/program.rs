@@ -135,7 +135,7 @@ pub fn announce_bind6(ctx: SockAddrContext) -> i32 {
 /// What calls a helper comes first, and leaves one register each: after that, an ordinary packet is
 /// parsed and added without a call, so little has to be put aside on the stack.
 #[inline(always)]
-fn count(ctx: &SkBuffContext, direction: u32) {
+pub fn count(ctx: &SkBuffContext, direction: u32) {
     let skb = ctx.skb.skb;
     // Neither lookup can fail: both maps are arrays, and have these elements.
     let Some(tables) = tables() else { return };
