@@ -4,13 +4,7 @@
 //! waits until no program is left that adds to the first: from then on that one is at rest, so that it can be
 //! read for good and emptied. Nothing is ever taken out of the map that is in use.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -23,10 +17,10 @@ use super::{
     Error, answered,
     attached::Hook,
     btf::Btf,
-    descriptor,
+    descriptor, directory_id,
     generation::{self, Generations},
-    links::{AttachError, Links},
-    load_error, load_skb, object,
+    links::{Links, Reach},
+    load_error, load_skb, object, open_directory,
     pinned::{COUNTERS, take_over_maps},
     pins::{self, PinRoot, Pins},
     with_locked_memory,
@@ -121,8 +115,9 @@ impl HostCounter {
         let counter = with_locked_memory(|| {
             let ebpf = load_programs(HOST_ENTRIES, Some(&pins))?;
             Self::assemble(ebpf, |ebpf| {
-                let program = |wanted: Hook| {
-                    let (_, name) = PROGRAMS.iter().find(|(hook, _)| *hook == wanted)?;
+                let program = |reach, wanted: Hook| {
+                    let of_hook = |(hook, _): &&(Hook, _)| *hook == wanted && reach == Reach::Whole;
+                    let (_, name) = PROGRAMS.iter().find(of_hook)?;
                     descriptor(ebpf, name).ok()
                 };
                 Links::adopt(pins.clone(), &earlier, program)
@@ -167,19 +162,12 @@ impl HostCounter {
     /// Attaches to the root of the cgroup tree, if it is not yet: from now on every packet of every socket is
     /// counted.
     pub fn attach(&mut self, root: &Path) -> Result<(), Error> {
-        let open_error = |source| Error::OpenCgroup { path: root.to_owned(), source };
-        let directory = File::open(root).map_err(open_error)?;
-        let id = directory.metadata().map_err(open_error)?.ino();
+        let directory = open_directory(root)?;
+        let id = directory_id(&directory, root)?;
         for (hook, name) in PROGRAMS {
             let program = descriptor(&self.ebpf, name)?;
-            self.links.attach((id, hook), program, directory.as_fd()).map_err(
-                |error| match error {
-                    AttachError::Refused(source) => {
-                        Error::Attach { program: name, path: root.to_owned(), source }
-                    }
-                    AttachError::Pin(error) => error.into(),
-                },
-            )?;
+            let attached = self.links.attach((id, hook), program, directory.as_fd());
+            attached.map_err(|error| error.of(name, root))?;
         }
         Ok(())
     }

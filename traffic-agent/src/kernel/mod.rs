@@ -18,6 +18,7 @@ mod object;
 mod pinned;
 pub mod pins;
 pub mod probe;
+mod selection;
 mod slots;
 mod trace;
 
@@ -44,6 +45,7 @@ use links::{AttachError, LinkError, Links};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use pinned::PinnedMaps;
 use pins::Pins;
+use selection::Selection;
 use traffic_ebpf::{
     ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums,
 };
@@ -133,9 +135,28 @@ pub enum Error {
         #[source]
         source: nix::Error,
     },
+    /// More cgroups are selected than there is room for.
+    #[error(
+        "more than {0} cgroups are counted by hooks on one above them: connections of that many former ones are \
+         still going on"
+    )]
+    TooManySelected(u32),
+    /// They are at more levels of the tree than there is room for.
+    #[error("cgroups at more than 16 levels of the tree are counted by hooks on one above them")]
+    TooManyLevels,
     /// aya-log found no ring buffer in the object.
     #[error("cannot read the log of the eBPF program")]
     Log(#[from] aya_log::Error),
+}
+
+impl AttachError {
+    /// The error with the program and the cgroup.
+    fn of(self, program: &'static str, path: &Path) -> Error {
+        match self {
+            Self::Refused(source) => Error::Attach { program, path: path.to_owned(), source },
+            Self::Pin(error) => error.into(),
+        }
+    }
 }
 
 impl Error {
@@ -235,6 +256,7 @@ pub struct Counter {
     /// Id of the map `CELLS`, unique until reboot.
     map_id: u32,
     answered: Answered,
+    selection: Selection,
     slots: SlotTables,
     trace: Trace,
     /// Empty for one that ends with the agent.
@@ -307,42 +329,46 @@ impl Counter {
         let cells = ebpf.take_map(CELLS).ok_or(Error::Foreign { kind: "map", name: CELLS })?;
         let (cells, map_id) = open_cells(cells)?;
         let answered = Answered::open(&mut ebpf, layout, generation)?;
+        let selection = Selection::open(&mut ebpf)?;
         let slots = SlotTables::open(&mut ebpf)?;
         let trace = Trace::open(&mut ebpf)?;
         let links = links(&ebpf)?;
-        Ok(Self { ebpf, links, cells, map_id, answered, slots, trace, pinned_maps: Vec::new() })
+        let pinned_maps = Vec::new();
+        Ok(Self { ebpf, links, cells, map_id, answered, selection, slots, trace, pinned_maps })
     }
 
     /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
     /// are counted. Several cgroups feed the same cells; none of them may contain another.
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
-        let directory = File::open(cgroup)
-            .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
-        let metadata = directory
-            .metadata()
-            .map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })?;
-        let id = metadata.ino();
+        let directory = open_directory(cgroup)?;
+        let id = directory_id(&directory, cgroup)?;
         for (hook, name) in PROGRAMS {
-            let program = descriptor(&self.ebpf, name)?;
-            self.links.attach((id, hook), program, directory.as_fd()).map_err(
-                |error| match error {
-                    AttachError::Refused(source) => {
-                        Error::Attach { program: name, path: cgroup.to_owned(), source }
-                    }
-                    AttachError::Pin(error) => error.into(),
-                },
-            )?;
+            self.attach_hook((id, hook), name, &directory, cgroup)?;
         }
         // Last, because it takes longest, and what it counts is rare.
         self.answered.attach(&mut self.ebpf, &mut self.links, &directory, id)
     }
 
-    /// Whether it is attached to the cgroup with this id, in full: whoever attached it may have been killed.
-    pub fn is_attached(&self, cgroup: u64) -> bool {
-        self.links.has((cgroup, Hook::Egress)) && self.answered.is_attached(&self.links, cgroup)
+    fn attach_hook(
+        &mut self,
+        place: (u64, Hook),
+        name: &'static str,
+        directory: &File,
+        path: &Path,
+    ) -> Result<(), Error> {
+        let program = descriptor(&self.ebpf, name)?;
+        let attached = self.links.attach(place, program, directory.as_fd());
+        attached.map_err(|error| error.of(name, path))
     }
 
-    /// Ids of the cgroups that it is attached to, those that were removed included as long as sockets of
+    /// Whether it is attached to the cgroup with this id, or to one above that selects it, in full: whoever
+    /// attached it may have been killed.
+    pub fn is_attached(&self, cgroup: u64) -> bool {
+        let counts = self.links.has((cgroup, Hook::Egress)) || self.is_selected(cgroup);
+        counts && self.answered.is_attached(&self.links, cgroup)
+    }
+
+    /// Ids of the cgroups that it counts, those that were removed included as long as sockets of
     /// them still send.
     pub fn attached_cgroups(&self) -> Vec<u64> {
         self.links.cgroups()
@@ -351,12 +377,14 @@ impl Counter {
     /// Detaches from a cgroup.
     pub fn detach(&mut self, cgroup: u64) -> Result<(), Error> {
         self.links.detach(cgroup)?;
+        self.deselect(cgroup)?;
         self.answered.forget_cgroup(cgroup)
     }
 
     /// Lets go of cgroups that are gone with their last socket.
     pub fn reap(&mut self) -> Result<(), Error> {
         for id in self.links.reap()? {
+            self.deselect(id)?;
             self.answered.forget_cgroup(id)?;
         }
         Ok(())
@@ -471,6 +499,18 @@ fn sum_cells(map: &PerCpuArray<MapData, Element>, sums: &mut [Cell]) -> Result<(
 fn descriptor<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, Error> {
     let program = ebpf.program(name).ok_or(Error::Foreign { kind: "program", name })?;
     Ok(program.fd().map_err(load_error)?.as_fd())
+}
+
+fn open_directory(cgroup: &Path) -> Result<File, Error> {
+    File::open(cgroup).map_err(|source| Error::OpenCgroup { path: cgroup.to_owned(), source })
+}
+
+/// Returns the id of a cgroup that is open.
+fn directory_id(directory: &File, path: &Path) -> Result<u64, Error> {
+    let metadata = directory.metadata();
+    let metadata =
+        metadata.map_err(|source| Error::OpenCgroup { path: path.to_owned(), source })?;
+    Ok(metadata.ino())
 }
 
 fn load_error(source: ProgramError) -> Error {

@@ -24,10 +24,10 @@ use super::{
     attached::Hook,
     bpf, descriptor,
     generation::{self, Generations},
-    links::Links,
+    links::{self, Links, Reach},
     open_cells,
     pins::{self, PinRoot, Pins},
-    sum_cells, with_locked_memory,
+    selection, sum_cells, with_locked_memory,
 };
 
 const ANSWERED: &str = "ANSWERED";
@@ -36,7 +36,7 @@ const ANSWERED: &str = "ANSWERED";
 pub(super) const COUNTERS: [&str; 2] = [CELLS, ANSWERED];
 
 /// The maps that an agent of another ABI takes over. Whoever changes the layout of one moves it up.
-pub(super) const SHARED: [&str; 9] = [
+pub(super) const SHARED: [&str; 11] = [
     "SLOTS",
     "SLOT_OWNERS",
     "INHERITED",
@@ -46,6 +46,8 @@ pub(super) const SHARED: [&str; 9] = [
     "CONNECTIONS",
     "LAST",
     generation::MAP,
+    selection::MAPS[0],
+    selection::MAPS[1],
 ];
 
 /// How long the counters of an earlier version are read on. Programs that were running when the links were
@@ -94,16 +96,26 @@ impl Counter {
             {
                 layout = Err(refused);
             }
+            for pins in earlier.iter().chain([&pins]) {
+                if links::any_selects(pins)? {
+                    selection::load(&mut ebpf)?;
+                }
+            }
             let with_release = layout.is_ok();
             let mut counter = Self::assemble(ebpf, layout, generation, |ebpf| {
-                let program = |wanted: Hook| {
-                    let known = PROGRAMS.iter().find(|(hook, _)| *hook == wanted);
+                let program = |reach, wanted: Hook| {
+                    let programs = match reach {
+                        Reach::Whole => &PROGRAMS[..],
+                        Reach::Selected => &selection::SELECTING,
+                    };
+                    let known = programs.iter().find(|(hook, _)| *hook == wanted);
                     let release =
                         (wanted == Hook::Release && with_release).then_some(answered::REMEMBER_UDP);
                     descriptor(ebpf, known.map(|(_, name)| *name).or(release)?).ok()
                 };
                 Links::adopt(pins.clone(), &earlier, program)
             })?;
+            counter.keep_selected(&counter.links.cgroups())?;
             let Self { ebpf, links, answered, .. } = &mut counter;
             answered.keep_cgroups(&links.cgroups())?;
             // Nothing to take over from: they are attached with the first cgroup.
