@@ -1,5 +1,6 @@
 //! traffic-agent: the library behind the command.
 
+pub mod anchor;
 pub mod background;
 pub mod balance;
 pub mod calendar;

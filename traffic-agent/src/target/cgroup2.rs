@@ -15,6 +15,9 @@ use procfs::process::MountInfos;
 use super::Error;
 use crate::report::CgroupReport;
 
+/// `PROC_CGROUP_INIT_INO`, include/linux/proc_ns.h: the inode of the first cgroup namespace.
+pub const FIRST_NAMESPACE: u64 = 0xEFFF_FFFB;
+
 /// One cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cgroup {

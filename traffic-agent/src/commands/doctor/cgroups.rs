@@ -9,9 +9,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::host::Version;
 use crate::check::Check;
 use crate::target::Host;
+use crate::target::cgroup2::FIRST_NAMESPACE;
 
-/// `PROC_CGROUP_INIT_INO`, include/linux/proc_ns.h: the inode of the first cgroup namespace.
-const FIRST_NAMESPACE: u64 = 0xEFFF_FFFB;
 /// Where the daemon keeps its pins.
 const BPFFS: &str = "/sys/fs/bpf";
 /// From here on cgroup v1 controllers do not take the cgroup away from new sockets.
