@@ -1,6 +1,7 @@
 //! One target, measured from one instant to another: what `compare`, `exec` and `demo` share.
 
 pub mod finding;
+mod hang;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,8 +75,12 @@ pub struct Measurement<'h> {
     /// Whether it was loaded for transparent listeners.
     transparent: bool,
     networks: Networks,
-    /// The cgroups that the counter hangs on, by their ids, as far as it is known where they are or were.
+    /// The cgroups that the counter counts, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
+    /// Where its hooks hang that select, by their ids, likewise.
+    anchors: BTreeMap<u64, Cgroup>,
+    /// Paths of cgroups that must not be hooked themselves.
+    held: BTreeSet<String>,
     /// Since when a cgroup is attached of which it is not sure in which namespace its processes are.
     unsure_since: Option<Instant>,
     /// Whether it goes on when it is dropped: then processes come and go, and their namespaces with them.
@@ -92,8 +97,9 @@ impl<'h> Measurement<'h> {
     pub fn start(host: &'h Host, plan: Plan) -> Result<Self> {
         let (mut measurement, ()) =
             Self::with_counter(host, plan, |options, _| Ok((Counter::load(options)?, ())))?;
-        for cgroup in &measurement.plan.cgroups {
-            measurement.counter.attach(&cgroup.dir)?;
+        for cgroup in measurement.plan.cgroups.clone() {
+            measurement.hang(&cgroup)?;
+            measurement.hung.insert(cgroup.id, cgroup);
         }
         // Once more, for what began to listen between the look and the attachment.
         let plan = &measurement.plan;
@@ -112,12 +118,7 @@ impl<'h> Measurement<'h> {
         let (mut measurement, retired) = Self::with_counter(host, plan, |options, plan| {
             Ok(Counter::open(options, root, &plan.name)?)
         })?;
-        let attached = measurement.counter.attached_cgroups();
-        if !attached.is_empty() {
-            let tree = host.cgroups.tree()?.into_iter();
-            let hung = tree.filter(|cgroup| attached.contains(&cgroup.id));
-            measurement.hung = hung.map(|cgroup| (cgroup.id, cgroup)).collect();
-        }
+        measurement.find_hung()?;
         measurement.unsure_since = Some(Instant::now());
         measurement.outlives = true;
         Ok((measurement, retired))
@@ -146,6 +147,8 @@ impl<'h> Measurement<'h> {
             transparent: options.transparent,
             networks,
             hung: BTreeMap::new(),
+            anchors: BTreeMap::new(),
+            held: BTreeSet::new(),
             unsure_since: None,
             outlives: false,
             processes: BTreeSet::new(),
@@ -176,7 +179,8 @@ impl<'h> Measurement<'h> {
         let mut attached = Vec::new();
         for cgroup in &cgroups {
             if !self.counter.is_attached(cgroup.id) {
-                self.counter.attach(&cgroup.dir)?;
+                attached.extend(self.hang(cgroup)?);
+                self.hung.insert(cgroup.id, cgroup.clone());
                 attached.push(cgroup.clone());
                 self.unsure_since = Some(Instant::now());
             }

@@ -166,6 +166,11 @@ impl Counter {
         Ok(())
     }
 
+    /// Ids of the anchors, those that were removed included as long as sockets below them still send.
+    pub fn anchors(&self) -> BTreeSet<u64> {
+        self.links.anchors()
+    }
+
     /// The anchor by which a cgroup is counted; `None` for one that is hooked itself, or not counted.
     pub fn anchor_of(&self, cgroup: u64) -> Option<u64> {
         self.selection.anchor_of(cgroup)

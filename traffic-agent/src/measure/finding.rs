@@ -2,6 +2,7 @@
 
 use traffic_ebpf::INTERFACE_SLOT_OTHER;
 
+use crate::anchor::{self, Why};
 use crate::kernel::Unavailable;
 use crate::ledger;
 use crate::report::{CellReport, Directions, Family, Finding, Leg, Origin, Protocol, Severity};
@@ -157,6 +158,21 @@ pub fn at_limit(what: &str, incomplete: bool) -> Finding {
         ),
         remedy: "measure for a shorter time".to_owned(),
         incomplete,
+    }
+}
+
+/// A cgroup that is counted without being hooked. `why`: as far as it can be told now.
+pub(super) fn attached_above(cgroup: &Cgroup, anchor: &str, why: Option<&Why>) -> Finding {
+    let why = why.map_or_else(|| "it must not be hooked itself".to_owned(), Why::to_string);
+    Finding {
+        severity: Severity::Warning,
+        code: "attached-above",
+        message: format!(
+            "{} is counted by hooks on {anchor}, which select its packets: {why}",
+            cgroup.path
+        ),
+        remedy: anchor::remedy(&cgroup.path),
+        incomplete: false,
     }
 }
 

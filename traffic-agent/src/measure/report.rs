@@ -40,6 +40,7 @@ impl Measurement<'_> {
     pub fn report(&mut self, start: &Sample, end: &Sample) -> Result<TargetReport> {
         let (cells, unattributed) = self.counted(start, end)?;
         let mut findings = std::mem::take(&mut self.findings);
+        findings.extend(self.above_findings());
         findings.extend(self.audit().unwrap_or_else(|error| vec![finding::audit_failed(&error)]));
         findings.extend(finding::interface_without_slot(&cells));
         findings.extend(finding::port_without_slot(&cells));
@@ -102,6 +103,7 @@ impl Measurement<'_> {
     /// What is wrong, missing or worth knowing now, without what only a report can tell.
     pub fn findings(&mut self) -> Result<Vec<Finding>> {
         let mut findings = std::mem::take(&mut self.findings);
+        findings.extend(self.above_findings());
         findings.extend(self.audit()?);
         findings.extend(self.networks.finding());
         findings.extend(self.answered_findings(&[], None));

@@ -61,7 +61,8 @@ impl Account<'_> {
             return Ok(None);
         }
         self.measurement.follow_or_note();
-        let paths: Vec<&str> = attached.iter().map(|cgroup| cgroup.path.as_str()).collect();
+        let paths: Vec<String> =
+            attached.iter().map(|cgroup| self.measurement.describe(cgroup)).collect();
         let paths = paths.join(", ");
         let uncounted_since = match begun {
             Begun::New | Begun::AfterGap => {
