@@ -3,6 +3,7 @@
 //! * [`site`]: the lab with a counted cgroup, and one measurement held against its captures.
 //! * [`figures`]: cells and captured packets under the same keys.
 //! * [`factory`]: sockets that are born in the counted cgroup and used by the test.
+//! * [`exclusive`]: a program that lets no other one into its cgroup.
 //! * [`exchange`]: one short TCP connection.
 //! * [`options`]: IP options and IPv6 extension headers of a socket.
 //! * [`routes`]: what `ip` and the firewall do for a transparent proxy.
@@ -29,6 +30,7 @@ pub mod background;
 pub mod contention;
 pub mod daemon;
 pub mod exchange;
+pub mod exclusive;
 pub mod factory;
 pub mod figures;
 pub mod frequency;
