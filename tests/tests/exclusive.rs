@@ -142,6 +142,9 @@ fn compare_counts_a_held_cgroup_to_the_byte_and_nothing_of_its_neighbour() -> Re
     assert!(report.target()["complete"].as_bool().unwrap_or_default(), "{:?}", report.codes());
     assert_eq!(programs(site.cgroup.path())?, 0, "hooks are left");
     assert!(is_held(unit.path())?);
+    let doctor = desk.run(["doctor", &target])?;
+    let hooks = format!("counted by hooks on {}, which select them", site.cgroup.cgroup_path());
+    assert!(doctor.stdout.contains(&hooks), "{doctor:?}");
     Ok(())
 }
 

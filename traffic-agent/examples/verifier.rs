@@ -13,6 +13,10 @@ fn main() -> Result<()> {
     let options = Options { answered: true, ..Options::default() };
     let mut counter = Counter::load(&options)?;
     counter.attach(cgroup.path()).context("cannot attach to a cgroup of its own")?;
+    let selected = cgroup.child("selected")?;
+    counter
+        .attach_above(selected.path(), cgroup.path(), &[2])
+        .context("cannot select a cgroup below it")?;
     for program in counter.program_figures() {
         let figures = program.loaded.map_or([None; 3], |loaded| {
             let compiled = Some(loaded.compiled_bytes);
