@@ -64,7 +64,8 @@ static CELLS: PerCpuArray<InterfaceSums> = PerCpuArray::with_max_entries(INTERFA
 #[map]
 static SLOTS: Array<[u8; TABLES * TABLE_BYTES]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Who holds a slot. A slot is claimed by inserting its owner where there is none.
+/// Who holds a slot. A slot is claimed by inserting its owner where there is none. The agent removes the
+/// owner when that was an interface, and is gone.
 #[map]
 static SLOT_OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(SLOT_OWNERS_ENTRIES, 0);
 
@@ -461,7 +462,8 @@ fn announce_bind(ctx: &SockAddrContext) {
 /// Gives a number a slot: the one it had, a free one, or the one for the rest.
 ///
 /// Runs once per port or interface. Another CPU, or the agent, may do the same at the same time: who
-/// inserts the owner has the slot, and both write the same byte.
+/// inserts the owner has the slot, and both write the same byte. The agent takes a slot from an interface
+/// that is gone, and sees to it afterwards that nobody has claimed it for that one in between.
 #[inline(always)]
 fn claim(tables: *mut u8, entry: usize, table: u32, number: u32) -> u32 {
     let SlotRange { first, last, rest } = slot_range(table);
@@ -489,10 +491,11 @@ extern "C" fn claim_in(owner: u64, first_key: u64, last_key: u64, rest: u64) -> 
         }
         let is_free = SLOT_OWNERS.insert(key as u32, owner, u64::from(BPF_NOEXIST)).is_ok();
         if !is_free {
-            // The slot has an owner, and owners are never removed: perhaps this one.
-            let Some(holder) = SLOT_OWNERS.get_ptr(key as u32) else { break };
+            // The slot has an owner: perhaps this one. If it was removed at this very moment, the next slot
+            // will do.
+            let holder = SLOT_OWNERS.get_ptr(key as u32);
             // SAFETY: a live map value.
-            if unsafe { holder.read_volatile() } != owner {
+            if holder.is_none_or(|holder| unsafe { holder.read_volatile() } != owner) {
                 key += 1;
                 continue;
             }

@@ -5,13 +5,15 @@
 //! nothing, pages wait, one per quarter.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
 use crate::history::{
-    Absolute, Epoch, Event, EventKind, MethodReading, Quarter, Series, TargetFlush, spread,
+    Absolute, Epoch, Event, EventKind, KnownInterface, MethodReading, Quarter, Series, TargetFlush,
+    spread,
 };
 use crate::ledger;
 use crate::report::{CellReport, Counters};
@@ -21,9 +23,12 @@ use crate::report::{CellReport, Counters};
 struct Page {
     quarter: Quarter,
     taken_at: Timestamp,
+    observed_until: Option<Duration>,
     postings: BTreeMap<Series, Counters>,
     observed: BTreeMap<Quarter, u32>,
     absolute: BTreeMap<Epoch, Absolute>,
+    /// Whether it has a name that the history does not know.
+    has_new_name: bool,
     closed: Vec<Epoch>,
     events: Vec<Event>,
     readings: Vec<MethodReading>,
@@ -34,9 +39,11 @@ impl Page {
         Self {
             quarter,
             taken_at,
+            observed_until: None,
             postings: BTreeMap::new(),
             observed: BTreeMap::new(),
             absolute: BTreeMap::new(),
+            has_new_name: false,
             closed: Vec::new(),
             events: Vec::new(),
             readings: Vec::new(),
@@ -57,13 +64,21 @@ pub struct Book {
     /// The counters of each epoch as posted last, flushed or not.
     posted: BTreeMap<Epoch, Absolute>,
     pages: VecDeque<Page>,
+    /// Until when it was observed, since boot.
+    observed_until: Option<Duration>,
 }
 
 impl Book {
-    /// Goes on where the history ends: with the counters that are kept there.
-    pub fn open(target: String, selector: String, kept: Vec<Absolute>) -> Self {
+    /// Goes on where the history ends: with the counters that are kept there, and the instant since boot until
+    /// which it was observed.
+    pub fn open(
+        target: String,
+        selector: String,
+        kept: Vec<Absolute>,
+        observed_until: Option<Duration>,
+    ) -> Self {
         let posted = kept.into_iter().map(|absolute| (absolute.epoch.clone(), absolute)).collect();
-        Self { target, selector, posted, pages: VecDeque::new() }
+        Self { target, selector, posted, pages: VecDeque::new(), observed_until }
     }
 
     /// The epochs whose counters were posted.
@@ -78,6 +93,7 @@ impl Book {
         }
         let page = self.pages.back_mut().expect("just made sure of");
         page.taken_at = now;
+        page.observed_until = self.observed_until;
         page
     }
 
@@ -105,7 +121,10 @@ impl Book {
         }
         // Before anything changes: without names nothing is posted, and the next look has all of it.
         let named = name(&new)?;
-        let absolute = ledger::absolute(epoch.clone(), cells);
+        let mut absolute = ledger::absolute(epoch.clone(), cells);
+        if let Some(last) = self.posted.remove(epoch) {
+            absolute.interfaces = last.interfaces;
+        }
         self.posted.insert(epoch.clone(), absolute.clone());
         let page = self.page(quarter, now);
         page.absolute.insert(epoch.clone(), absolute);
@@ -124,8 +143,34 @@ impl Book {
         Ok(named)
     }
 
-    /// Counts a span as observed.
-    pub fn observe(&mut self, from: Timestamp, to: Timestamp) {
+    /// Learns what the interfaces are called that an epoch has counted at.
+    pub fn know_interfaces(
+        &mut self,
+        now: Timestamp,
+        epoch: &Epoch,
+        interfaces: &[KnownInterface],
+    ) {
+        let Some(posted) = self.posted.get_mut(epoch) else { return };
+        if posted.interfaces == interfaces {
+            return;
+        }
+        let is_new = interfaces.iter().any(|one| !posted.interfaces.contains(one));
+        posted.interfaces = interfaces.to_vec();
+        let posted = posted.clone();
+        let quarter = self.pages.back().map_or(Quarter::of(now), |page| page.quarter);
+        let page = self.page(quarter, now);
+        page.has_new_name |= is_new;
+        page.absolute.insert(epoch.clone(), posted);
+    }
+
+    /// Whether there is a name of an interface that the history does not know yet.
+    pub fn has_new_name(&self) -> bool {
+        self.pages.iter().any(|page| page.has_new_name)
+    }
+
+    /// Counts a span as observed. `until`: its end since boot.
+    pub fn observe(&mut self, from: Timestamp, to: Timestamp, until: Duration) {
+        self.observed_until = Some(until);
         let page = self.page(Quarter::of(to), to);
         for (quarter, milliseconds) in spread(from, to) {
             *page.observed.entry(quarter).or_default() += milliseconds;
@@ -180,6 +225,7 @@ impl Book {
             target: self.target.clone(),
             selector: self.selector.clone(),
             taken_at: page.taken_at,
+            observed_until: page.observed_until,
             quarter: page.quarter,
             postings: page.postings.iter().map(|(series, sum)| (series.clone(), *sum)).collect(),
             observed: page.observed.iter().map(|(quarter, ms)| (*quarter, *ms)).collect(),
@@ -231,7 +277,7 @@ mod tests {
     }
 
     fn book() -> Book {
-        Book::open("xray".to_owned(), "unit:xray.service".to_owned(), Vec::new())
+        Book::open("xray".to_owned(), "unit:xray.service".to_owned(), Vec::new(), None)
     }
 
     fn bytes(flush: &TargetFlush) -> u64 {
@@ -269,7 +315,7 @@ mod tests {
     #[test]
     fn a_book_goes_on_where_the_history_ends() {
         let kept = ledger::absolute(epoch(1), &[cell(100)]);
-        let mut book = Book::open("xray".to_owned(), String::new(), vec![kept]);
+        let mut book = Book::open("xray".to_owned(), String::new(), vec![kept], None);
         let quarter = Quarter::of(at(0));
         book.post(quarter, at(1), &epoch(1), &[cell(130)], name).unwrap();
         assert_eq!(bytes(&book.oldest().unwrap()), 30);
@@ -278,7 +324,7 @@ mod tests {
     #[test]
     fn time_is_observed_by_quarter_and_is_no_news() {
         let mut book = book();
-        book.observe(at(890), at(910));
+        book.observe(at(890), at(910), Duration::from_secs(910));
         let flush = book.oldest().unwrap();
         let quarter = Quarter::of(at(0));
         assert_eq!(flush.observed, [(quarter, 10_000), (quarter.next(), 10_000)]);
@@ -345,7 +391,7 @@ mod tests {
             use crate::daemon::clock::Now;
             let mut book = book();
             let (mut now, mut passed, mut counted) = (
-                Now { wall: at(0), boot: std::time::Duration::from_secs(1000) }, 0, 0
+                Now { wall: at(0), boot: Duration::from_secs(1000) }, 0, 0
             );
             let (mut before, mut expected_steps, mut told_steps) = (now, 0, 0);
             let mut set = 0_i64;
@@ -356,7 +402,7 @@ mod tests {
                     Tick::Set { seconds } => set += seconds,
                     Tick::Read { milliseconds, bytes } => {
                         (passed, counted) = (passed + milliseconds, counted + bytes);
-                        now.boot += std::time::Duration::from_millis(milliseconds);
+                        now.boot += Duration::from_millis(milliseconds);
                         let wall = milliseconds as i64 + set * 1000;
                         now.wall += jiff::SignedDuration::from_millis(wall);
                         expected_steps += u32::from(set != 0);
@@ -369,7 +415,7 @@ mod tests {
                         let quarter = quarter_of(before.wall, now.wall);
                         let cells = [Cell { wire_bytes: counted, ..Cell::default() }];
                         book.post(quarter, now.wall, &epoch(1), &cells, name).unwrap();
-                        book.observe(now.wall_at(&before), now.wall);
+                        book.observe(now.wall_at(&before), now.wall, now.boot);
                         before = now;
                     }
                     Tick::Flush => while let Some(flush) = book.oldest() {
@@ -410,7 +456,7 @@ mod tests {
                         book.flushed();
                     },
                     Step::Die => {
-                        book = Book::open("xray".to_owned(), String::new(), kept.clone());
+                        book = Book::open("xray".to_owned(), String::new(), kept.clone(), None);
                     }
                 }
             }

@@ -9,6 +9,7 @@ mod answered;
 pub mod attached;
 mod bpf;
 mod btf;
+mod departed;
 mod figures;
 mod generation;
 mod glance;
@@ -50,6 +51,7 @@ use traffic_ebpf::{
 
 pub use self::{
     answered::{Answered, Unavailable},
+    departed::Departed,
     figures::{LoadedFigures, ProgramFigures},
     glance::{Glance, Seen},
     host::{HostCells, HostCounter, HostSample},

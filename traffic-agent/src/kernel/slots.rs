@@ -4,7 +4,8 @@
 //! write all 65,536 and undo what the program wrote meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    io,
     num::NonZeroUsize,
     ptr::NonNull,
     sync::atomic::{AtomicU8, Ordering},
@@ -16,8 +17,8 @@ use aya::{
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use traffic_ebpf::{
-    PORT_EXCLUDED, SLOT_NONE, TABLE_BYTES, TABLE_INTERFACE, TABLE_TCP, TABLE_UDP, TABLES,
-    owner_parts, slot_key, slot_owner, slot_range,
+    INTERFACE_SLOT_OTHER, PORT_EXCLUDED, SLOT_NONE, TABLE_BYTES, TABLE_INTERFACE, TABLE_TCP,
+    TABLE_UDP, TABLES, owner_parts, slot_key, slot_owner, slot_range,
 };
 
 use super::Error;
@@ -147,6 +148,69 @@ impl SlotTables {
                 Ok((key as u8, owner))
             })
             .collect()
+    }
+
+    /// The interfaces that have slots of their own: `(slot, number)`.
+    pub fn interfaces(&self) -> Result<Vec<(u8, u32)>, Error> {
+        let owners = self.owners()?.into_iter();
+        Ok(owners
+            .filter_map(|(slot, owner)| match owner {
+                Owner::Interface(number) => Some((slot, number)),
+                Owner::Port(_) => None,
+            })
+            .collect())
+    }
+
+    /// Takes an interface out of the table, as long as nothing passes it. Its slot stays its own: the next
+    /// packet puts it back.
+    pub(super) fn leave(&mut self, number: u32) {
+        if let Ok(number) = u16::try_from(number) {
+            self.entry(TABLE_INTERFACE, number).store(SLOT_NONE, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an interface that was taken out has been put back.
+    pub(super) fn is_back(&self, number: u32) -> bool {
+        u16::try_from(number).is_ok_and(|number| {
+            self.entry(TABLE_INTERFACE, number).load(Ordering::Relaxed) != SLOT_NONE
+        })
+    }
+
+    /// Takes a slot from the interface that has it: the next one that comes may claim it.
+    pub(super) fn free(&mut self, slot: u8) -> Result<(), Error> {
+        match self.owners.remove(&slot_key(TABLE_INTERFACE, slot)) {
+            Ok(()) => Ok(()),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(Error::Map { action: "write", map: "SLOT_OWNERS", source }),
+        }
+    }
+
+    /// Makes the table of interfaces agree with who has which slot: one that found none may claim one as soon
+    /// as one is free, and one whose slot was taken from it while it claimed it claims another.
+    pub fn settle_interfaces(&mut self) -> Result<(), Error> {
+        let owners: BTreeMap<u8, u32> = self.interfaces()?.into_iter().collect();
+        let range = slot_range(TABLE_INTERFACE);
+        let is_full = owners.len() > usize::from(range.last - range.first);
+        for number in 0..=u16::MAX {
+            let entry = self.entry(TABLE_INTERFACE, number);
+            let slot = entry.load(Ordering::Relaxed);
+            let is_right = match slot {
+                SLOT_NONE => true,
+                INTERFACE_SLOT_OTHER => is_full,
+                own => owners.get(&own) == Some(&u32::from(number)),
+            };
+            if !is_right {
+                // Not what somebody has written meanwhile.
+                let _ =
+                    entry.compare_exchange(slot, SLOT_NONE, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 
     /// The same rule as the program's: who inserts the owner has the slot.

@@ -15,8 +15,11 @@ fn a_flush_is_read_back_with_all_its_parts() {
         kind: EventKind::Gap,
         message: "the cgroup was gone".to_owned(),
     };
-    let absolute =
-        Absolute { epoch: epoch(7), cells: vec![(3, cell(1000)), (515, cell(u64::MAX))] };
+    let absolute = Absolute {
+        epoch: epoch(7),
+        interfaces: vec![],
+        cells: vec![(3, cell(1000)), (515, cell(u64::MAX))],
+    };
     let mut store = open(directory.path());
     assert_eq!(store.last_flush("xray").unwrap(), None);
     store
@@ -112,6 +115,7 @@ fn kept_counters_are_those_of_the_last_flush_until_their_epoch_is_closed() {
     };
     let of = |map_id, cells: &[(u32, u64)]| Absolute {
         epoch: epoch(map_id),
+        interfaces: vec![],
         cells: cells.iter().map(|&(place, bytes)| (place, cell(bytes))).collect(),
     };
     assert_eq!(flush(vec![of(1, &[(0, 1), (9, 2)])], vec![]), [of(1, &[(0, 1), (9, 2)])]);
