@@ -410,6 +410,11 @@ impl<'h> Account<'h> {
         }
     }
 
+    /// Whether there is more to flush than that time went by, or a slot waits for it.
+    pub fn has_news(&self) -> bool {
+        self.book.as_ref().is_some_and(|book| book.has_news() || !self.departed.is_empty())
+    }
+
     /// What waits to be flushed.
     pub fn book(&mut self) -> Option<&mut Book> {
         self.book.as_mut()

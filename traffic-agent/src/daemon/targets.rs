@@ -231,9 +231,9 @@ impl<'h> Targets<'h> {
         self.accounts.iter().any(Entry::is_sought)
     }
 
-    /// Whether there is more to flush than that time went by.
-    pub fn has_news(&mut self) -> bool {
-        self.accounts.iter_mut().any(|entry| entry.account.book().is_some_and(|it| it.has_news()))
+    /// Whether there is more to flush than that time went by, or a slot waits for it.
+    pub fn has_news(&self) -> bool {
+        self.accounts.iter().any(|entry| entry.account.has_news())
     }
 
     /// Whether there is a name that the history does not know yet: what it is of may be gone soon.
