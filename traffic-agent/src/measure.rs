@@ -11,7 +11,7 @@ use traffic_ebpf::{INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, Packet
 
 use crate::history::KnownInterface;
 use crate::kernel::pins::PinRoot;
-use crate::kernel::{Counter, Departed, Options, Owner, Retired, Sample};
+use crate::kernel::{Absence, Counter, Departed, Options, Owner, Retired, Sample};
 use crate::ledger::Names;
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
@@ -302,7 +302,7 @@ impl<'h> Measurement<'h> {
         let slots = self.counter.slots();
         // Not before it is sure where the processes are.
         if self.unsure_since.is_none() {
-            self.departed.look(slots, |number| self.networks.is_gone(number))?;
+            self.departed.look(slots, |number| self.networks.is_present(number))?;
         }
         let with_slot = slots.interfaces()?.into_iter().map(|(_, number)| number).collect();
         self.networks.forget_gone(&with_slot);
@@ -310,13 +310,13 @@ impl<'h> Measurement<'h> {
     }
 
     /// The interfaces that are gone, and of which a sample that was taken then has everything.
-    pub fn departed_before(&self, taken_at: Instant) -> Vec<u32> {
+    pub fn departed_before(&self, taken_at: Instant) -> Vec<Absence> {
         self.departed.at_rest(taken_at)
     }
 
     /// Gives the slots of interfaces again that are gone: such a sample is in the history.
-    pub fn give_slots_again(&mut self, interfaces: &[u32]) -> Result<()> {
-        Ok(self.departed.give_again(self.counter.slots(), interfaces)?)
+    pub fn give_slots_again(&mut self, absences: &[Absence]) -> Result<()> {
+        Ok(self.departed.give_again(self.counter.slots(), absences)?)
     }
 
     /// Takes ports on which nobody listens any more out of the client leg, unless their connections
@@ -410,7 +410,7 @@ impl<'h> Measurement<'h> {
     }
 
     /// What the interfaces are called that had slots when [`Measurement::names`] was called last, in the order
-    /// of their numbers. Not what is a guess.
+    /// of their numbers.
     pub fn known_interfaces(&self) -> &[KnownInterface] {
         &self.known_interfaces
     }
@@ -443,7 +443,7 @@ impl<'h> Measurement<'h> {
                     let name = name_interface(&self.networks, index);
                     let unbilled = self.plan.unbilled.contains(&name);
                     let scope = if unbilled { Scope::Unbilled } else { Scope::Billed };
-                    if self.networks.known_interface(index).is_some() {
+                    if self.networks.interface(index).is_some() {
                         let known = KnownInterface { number: index, name: name.clone(), scope };
                         self.known_interfaces.push(known);
                     }

@@ -20,8 +20,6 @@ pub struct Networks {
     interfaces: BTreeMap<(u64, u32), String>,
     /// The interfaces that were there at the last look.
     present: BTreeSet<(u64, u32)>,
-    /// Whether a process of the last look is in a namespace that was not seen, or not looked into.
-    is_partial: bool,
     /// The names, by number, in the namespaces that were left: what passed there may still have to be
     /// named.
     left: BTreeMap<u32, String>,
@@ -40,24 +38,18 @@ impl Networks {
         pids: impl IntoIterator<Item = i32>,
     ) -> BTreeSet<u64> {
         let mut inodes = BTreeSet::new();
-        self.is_partial = false;
-        for process in pids.into_iter().filter_map(|pid| processes::read(proc, pid)) {
-            let Some(inode) = process.netns else {
-                self.is_partial = true;
-                continue;
-            };
-            inodes.insert(inode);
-            if self.seen.iter().any(|netns| netns.inode() == inode) {
-                continue;
+        for pid in pids {
+            let inode = processes::read(proc, pid).and_then(|process| process.netns);
+            inodes.extend(inode);
+            let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
+            if inode.is_some_and(|inode| !known(inode))
+                && let Ok(netns) = NetNs::of_process(proc, pid)
+            {
+                if let Some(cookies) = cookies_sent(&netns) {
+                    self.cookies.insert(netns.inode(), cookies);
+                }
+                self.seen.push(netns);
             }
-            let Ok(netns) = NetNs::of_process(proc, process.pid) else {
-                self.is_partial = true;
-                continue;
-            };
-            if let Some(cookies) = cookies_sent(&netns) {
-                self.cookies.insert(netns.inode(), cookies);
-            }
-            self.seen.push(netns);
         }
         inodes
     }
@@ -99,10 +91,8 @@ impl Networks {
                         .collect()
                 })
             })?;
-            let Ok(names) = names else {
-                self.is_partial = true;
-                continue;
-            };
+            // Half a look would be none.
+            let Ok(names) = names else { return Ok(()) };
             for (index, name) in names {
                 present.insert((netns.inode(), index));
                 self.interfaces.insert((netns.inode(), index), name);
@@ -112,12 +102,9 @@ impl Networks {
         Ok(())
     }
 
-    /// Whether an interface of this number is in none of the target's namespaces, at the last look. Not if
-    /// there may be namespaces that were not seen.
-    pub fn is_gone(&self, index: u32) -> bool {
-        !self.seen.is_empty()
-            && !self.is_partial
-            && !self.present.iter().any(|(_, number)| *number == index)
+    /// Whether an interface of this number was in one of the namespaces at the last look.
+    pub fn is_present(&self, index: u32) -> bool {
+        self.present.iter().any(|(_, number)| *number == index)
     }
 
     /// Forgets what interfaces were called that are gone, but for those with these numbers: over months, they
@@ -129,25 +116,20 @@ impl Networks {
         self.kept.retain(|number, _| but.contains(number));
     }
 
-    /// The name of an interface number, as far as it was learnt. If no process was seen, what has the number in
-    /// the agent's own namespace is taken for it.
+    /// The name of an interface number, as far as it was learnt: in a namespace of the target's processes, or
+    /// where they were before, or as it was kept. If no process was seen, what has the number in the agent's own
+    /// namespace is taken for it.
     pub fn interface(&self, index: u32) -> Option<&str> {
-        self.known_interface(index).or_else(|| {
-            let own = self.interfaces.iter().filter(|_| self.seen.is_empty());
-            own.filter(|((_, number), _)| *number == index).map(|(_, name)| name.as_str()).next()
-        })
-    }
-
-    /// The name of an interface number in a namespace of the target's processes, or where they were before, or
-    /// as it was kept.
-    pub fn known_interface(&self, index: u32) -> Option<&str> {
         let in_seen = |inode: u64| self.seen.iter().any(|netns| netns.inode() == inode);
-        self.interfaces
-            .iter()
-            .find(|((inode, number), _)| *number == index && in_seen(*inode))
-            .map(|(_, name)| name)
+        let learnt = |is_meant: &dyn Fn(u64) -> bool| {
+            let mut known = self.interfaces.iter();
+            let found = known.find(|((inode, number), _)| *number == index && is_meant(*inode));
+            found.map(|(_, name)| name)
+        };
+        learnt(&in_seen)
             .or_else(|| self.left.get(&index))
             .or_else(|| self.kept.get(&index))
+            .or_else(|| learnt(&|_| self.seen.is_empty()))
             .map(String::as_str)
     }
 

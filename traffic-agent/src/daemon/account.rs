@@ -14,8 +14,8 @@ use super::estimates::Place;
 use crate::background::{Background, Look, Minute};
 use crate::config::Target;
 use crate::history::{Epoch, Event, EventKind, Quarter};
-use crate::kernel::Retired;
 use crate::kernel::pins::PinRoot;
+use crate::kernel::{Absence, Retired};
 use crate::ledger;
 use crate::measure::{Measurement, Plan};
 use crate::method::ListeningPort;
@@ -74,7 +74,7 @@ pub struct Account<'h> {
     /// when that was so.
     unexplained: Option<(String, Timestamp)>,
     /// Interfaces that are gone, and whose last bytes were posted.
-    departed: Vec<u32>,
+    departed: Vec<Absence>,
     /// Events that wait for the book.
     waiting: Vec<Event>,
     /// The findings that were told last, so that only news is told.

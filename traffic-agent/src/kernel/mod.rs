@@ -51,7 +51,7 @@ use traffic_ebpf::{
 
 pub use self::{
     answered::{Answered, Unavailable},
-    departed::Departed,
+    departed::{Absence, Departed},
     figures::{LoadedFigures, ProgramFigures},
     glance::{Glance, Seen},
     host::{HostCells, HostCounter, HostSample},

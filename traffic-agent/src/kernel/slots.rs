@@ -4,7 +4,7 @@
 //! write all 65,536 and undo what the program wrote meanwhile.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     num::NonZeroUsize,
     ptr::NonNull,
@@ -190,24 +190,31 @@ impl SlotTables {
         }
     }
 
-    /// Makes the table of interfaces agree with who has which slot: one that found none may claim one as soon
-    /// as one is free, and one whose slot was taken from it while it claimed it claims another.
+    /// Makes the table of interfaces agree with who has which slot. One that found none may claim one as soon as
+    /// one is free. One that claimed its slot while it was taken from it keeps it, or claims another if the slot
+    /// has a new owner by now.
     pub fn settle_interfaces(&mut self) -> Result<(), Error> {
-        let owners: BTreeMap<u8, u32> = self.interfaces()?.into_iter().collect();
+        let mut owners: BTreeMap<u8, u32> = self.interfaces()?.into_iter().collect();
         let range = slot_range(TABLE_INTERFACE);
-        let is_full = owners.len() > usize::from(range.last - range.first);
         for number in 0..=u16::MAX {
-            let entry = self.entry(TABLE_INTERFACE, number);
-            let slot = entry.load(Ordering::Relaxed);
+            let slot = self.entry(TABLE_INTERFACE, number).load(Ordering::Relaxed);
             let is_right = match slot {
                 SLOT_NONE => true,
-                INTERFACE_SLOT_OTHER => is_full,
-                own => owners.get(&own) == Some(&u32::from(number)),
+                INTERFACE_SLOT_OTHER => owners.len() > usize::from(range.last - range.first),
+                own => match owners.entry(own) {
+                    Entry::Occupied(owner) => *owner.get() == u32::from(number),
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(number.into());
+                        let owner = slot_owner(TABLE_INTERFACE, number);
+                        self.own(slot_key(TABLE_INTERFACE, own), owner)?
+                    }
+                },
             };
             if !is_right {
+                let entry = self.entry(TABLE_INTERFACE, number);
                 // Not what somebody has written meanwhile.
-                let _ =
-                    entry.compare_exchange(slot, SLOT_NONE, Ordering::Relaxed, Ordering::Relaxed);
+                let relaxed = Ordering::Relaxed;
+                let _ = entry.compare_exchange(slot, SLOT_NONE, relaxed, relaxed);
             }
         }
         Ok(())
@@ -219,31 +226,32 @@ impl SlotTables {
         let owner = slot_owner(table, number);
         let mut found = range.rest;
         for slot in range.first..=range.last {
-            let key = slot_key(table, slot);
-            match self.owners.insert(key, owner, NOEXIST) {
-                Ok(()) => {}
-                // Taken: perhaps by this very number.
-                Err(MapError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
-                {
-                    let holder = self.owners.get(&key, 0).map_err(|source| Error::Map {
-                        action: "read",
-                        map: "SLOT_OWNERS",
-                        source,
-                    })?;
-                    if holder != owner {
-                        continue;
-                    }
-                }
-                Err(source) => {
-                    return Err(Error::Map { action: "write", map: "SLOT_OWNERS", source });
-                }
+            if self.own(slot_key(table, slot), owner)? {
+                found = slot;
+                break;
             }
-            found = slot;
-            break;
         }
         self.entry(table, number).store(found, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes it the owner of a slot that has none; returns whether it is the owner.
+    fn own(&mut self, key: u32, owner: u32) -> Result<bool, Error> {
+        match self.owners.insert(key, owner, NOEXIST) {
+            Ok(()) => Ok(true),
+            // Taken: perhaps by this very number.
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                let holder = self.owners.get(&key, 0).map_err(|source| Error::Map {
+                    action: "read",
+                    map: "SLOT_OWNERS",
+                    source,
+                })?;
+                Ok(holder == owner)
+            }
+            Err(source) => Err(Error::Map { action: "write", map: "SLOT_OWNERS", source }),
+        }
     }
 
     /// Returns the byte of a table that belongs to a number.

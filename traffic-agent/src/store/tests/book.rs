@@ -1,7 +1,9 @@
 //! What is flushed is what is read.
 
+use std::time::Duration;
+
 use super::*;
-use crate::history::{Event, EventKind};
+use crate::history::{Event, EventKind, KnownInterface};
 
 #[test]
 fn a_flush_is_read_back_with_all_its_parts() {
@@ -102,6 +104,36 @@ fn events_of_a_span_are_those_that_have_an_instant_in_it() {
     let seen = reader.events("xray", from_10_to_20).unwrap();
     let seen: Vec<_> = seen.iter().map(|event| event.message.as_str()).collect();
     assert_eq!(seen, ["5 to 15", "10 to 10", "19 to 25"]);
+}
+
+#[test]
+fn names_of_interfaces_are_kept_with_the_counters_and_forgotten_with_them() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    let known = |number, name: &str, scope| KnownInterface { number, name: name.to_owned(), scope };
+    let both = vec![known(7, "ppp0", Scope::Billed), known(9, "wg0", Scope::Unbilled)];
+    let one_left = vec![known(9, "wg1", Scope::Unbilled)];
+    for interfaces in [both, one_left, vec![]] {
+        let absolute = Absolute { epoch: epoch(1), interfaces, cells: vec![(0, cell(1))] };
+        let absolute = vec![absolute];
+        let flush = TargetFlush { absolute: absolute.clone(), ..empty("xray", Quarter(0)) };
+        store.flush(&one(flush)).unwrap();
+        assert_eq!(store.absolutes("xray").unwrap(), absolute);
+    }
+    let closed = vec![epoch(1)];
+    store.flush(&one(TargetFlush { closed, ..empty("xray", Quarter(0)) })).unwrap();
+    assert_eq!(store.absolutes("xray").unwrap(), []);
+}
+
+#[test]
+fn until_when_a_target_was_observed_is_that_of_its_last_flush() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    assert_eq!(store.observed_until("xray").unwrap(), None);
+    for observed_until in [None, Some(Duration::from_millis(1234)), Some(Duration::from_secs(9))] {
+        store.flush(&one(TargetFlush { observed_until, ..empty("xray", Quarter(0)) })).unwrap();
+        assert_eq!(store.observed_until("xray").unwrap(), observed_until);
+    }
 }
 
 #[test]
