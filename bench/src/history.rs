@@ -75,6 +75,7 @@ fn keep(flush: &mut Flush, number: u64) {
         let cells = (0..).step_by(97).zip(&target.postings).map(|(place, _)| (place, cell));
         target.absolute = vec![Absolute {
             epoch: Epoch { boot_id: "a boot".to_owned(), map_id },
+            interfaces: vec![],
             cells: cells.collect(),
         }];
     }

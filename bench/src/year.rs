@@ -111,6 +111,7 @@ fn full(target: &str, number: u64, quarter: Quarter, series: &[Series]) -> Targe
         target: target.to_owned(),
         selector: format!("unit:{target}.service"),
         taken_at: quarter.next().start(),
+        observed_until: None,
         quarter,
         postings: (0..)
             .zip(series)

@@ -2,15 +2,20 @@
 //! target's, and none twice.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 use anyhow::Result;
 use aya::maps::{HashMap, Map, MapData};
 use nix::sys::signal::Signal;
-use traffic_agent::history::EventKind;
+use traffic_agent::history::{EventKind, Quarter};
+use traffic_agent::report::Direction;
+use traffic_agent::store::Reader;
 use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
+use traffic_lab::topology::addresses;
 use traffic_lab::workload::Workload;
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::daemon::{Home, pins};
@@ -66,7 +71,7 @@ fn a_target_that_moves_into_a_child_or_to_the_parent_is_counted_once() -> Result
     let child = site.cgroup.child("child")?;
     let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(&child), user: None };
     let mut relay = Process::spawn(role(&Role::Relay { listen: any(RELAY_PORT) })?, place)?;
-    relay.wait_for_port(RELAY_PORT, std::time::Duration::from_secs(10))?;
+    relay.wait_for_port(RELAY_PORT, Duration::from_secs(10))?;
     let server = site.server()?;
     let mut home = home(&counted(&site.cgroup))?;
     home.start_and_wait()?;
@@ -140,4 +145,67 @@ fn what_was_made_anew_while_the_agent_was_away_is_a_gap_also_if_the_history_open
     assert_eq!(gaps.len(), 1, "{events:?}\n{}", home.log());
     assert!(gaps[0].message.contains("/unit was made anew"), "{gaps:?}");
     Ok(())
+}
+
+/// Sends datagrams from the counted cgroup to the upstream; returns how many bytes of IP packets that was.
+fn send(site: &Site, datagrams: u64) -> Result<u64> {
+    let to = (addresses(Family::Ipv4).upstream, 7000).into();
+    let receiver = site.lab.upstream.run_in(|| UdpSocket::bind(to))??;
+    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let sender = site.factory.udp_unbound(to)?;
+    for _ in 0..datagrams {
+        sender.send_to(&[1; 500], to)?;
+        receiver.recv(&mut [0; 1000])?;
+    }
+    Ok(datagrams * 528)
+}
+
+/// What the host's ledger has of the counted cgroup, sent.
+fn sent_by_host(home: &Home, site: &Site) -> Result<u64> {
+    let own = site.cgroup.cgroup_path();
+    let mut sent = 0;
+    let all = Quarter(0)..Quarter(i64::from(u32::MAX));
+    Reader::open(&home.state_dir())?.host_quarters(all, |_, series, counters| {
+        if series.cgroup == own && series.direction == Direction::Egress {
+            sent += counters.wire_bytes;
+        }
+    })?;
+    Ok(sent)
+}
+
+#[test]
+fn what_the_host_used_is_in_the_history_when_its_counting_ends() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let target = counted(&site.cgroup);
+    let mut home = home(&target)?;
+    home.add_flags(["--host"]);
+    home.start_and_wait()?;
+    let mut expected = send(&site, 10)?;
+    home.kill()?;
+    expected += send(&site, 7)?;
+    // It is not wanted any more, and is read once more all the same.
+    change_flags(&mut home, &["--target", &target, "--interval", "1s", "--flush-interval", "1s"])?;
+    let is_pinned =
+        |home: &Home| pins(home, traffic_ebpf::ABI_VERSION, "~host").is_ok_and(|it| it.exists());
+    home.wait_until("its pins are gone", |home| !is_pinned(home))?;
+    assert_eq!(sent_by_host(&home, &site)?, expected, "{}", home.log());
+    home.stop()?;
+    send(&site, 100)?;
+    // And with `detach`.
+    home.add_flags(["--host"]);
+    home.start_and_wait()?;
+    home.wait_until("it is pinned again", is_pinned)?;
+    expected += send(&site, 5)?;
+    home.kill()?;
+    expected += send(&site, 3)?;
+    let output = home.command("detach").output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "not counted any more: counted, the host's cgroups\n", "{output:?}");
+    assert_eq!(sent_by_host(&home, &site)?, expected, "{}", home.log());
+    Ok(())
+}
+
+fn change_flags(home: &mut Home, flags: &[&str]) -> Result<()> {
+    home.set_flags(flags);
+    home.start_and_wait()
 }

@@ -4,6 +4,8 @@
 //! The truth is in quarters of an hour aligned to UTC, because the days of every time zone can be cut from
 //! them: all offsets in use are multiples of 15 minutes.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
@@ -83,11 +85,25 @@ pub struct Epoch {
     pub map_id: u32,
 }
 
+/// What the number of an interface stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KnownInterface {
+    /// Its number in its network namespace.
+    pub number: u32,
+    /// Its name.
+    pub name: String,
+    /// Who pays for it.
+    pub scope: Scope,
+}
+
 /// All counters of an epoch as last read, by their place in a sample. Those that are zero are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Absolute {
     /// Whose counters.
     pub epoch: Epoch,
+    /// What the interfaces were called that are counted apart: when the counters are read again, they may be
+    /// gone, and nobody else would know. In the order of their numbers.
+    pub interfaces: Vec<KnownInterface>,
     /// `(place in kernel::Sample::cells, counters)`, in the order of the places.
     pub cells: Vec<(u32, Cell)>,
 }
@@ -197,6 +213,9 @@ pub struct TargetFlush {
     pub selector: String,
     /// When the counters below were read: this flush ends here.
     pub taken_at: Timestamp,
+    /// Until when it was observed, since boot: what goes by from here on is known whatever becomes of the
+    /// wall clock. `None` if it never was.
+    pub observed_until: Option<Duration>,
     /// Where the traffic goes.
     pub quarter: Quarter,
     /// Traffic since the last flush, to be added.

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use traffic_ebpf::{INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
 
+use crate::history::KnownInterface;
 use crate::kernel::pins::PinRoot;
-use crate::kernel::{Counter, Options, Owner, Retired, Sample};
+use crate::kernel::{Absence, Counter, Departed, Options, Owner, Retired, Sample};
 use crate::ledger::Names;
 use crate::method::ListeningPort;
 use crate::network::{self, BoundLooks, Networks};
@@ -77,6 +78,10 @@ pub struct Measurement<'h> {
     /// Whether one was there at the last look.
     has_transparent: bool,
     networks: Networks,
+    /// The interfaces that are gone, and still have slots.
+    departed: Departed,
+    /// What the interfaces were called that had slots when names were asked for last.
+    known_interfaces: Vec<KnownInterface>,
     /// The cgroups that the counter counts, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
     /// Where its hooks hang that select, by their ids, likewise.
@@ -121,6 +126,8 @@ impl<'h> Measurement<'h> {
             Ok(Counter::open(options, root, &plan.name)?)
         })?;
         measurement.find_hung()?;
+        // Whoever had it before may have been killed on the way.
+        measurement.counter.slots().settle_interfaces()?;
         measurement.unsure_since = Some(Instant::now());
         measurement.outlives = true;
         Ok((measurement, retired))
@@ -149,6 +156,8 @@ impl<'h> Measurement<'h> {
             transparent: options.transparent,
             has_transparent: false,
             networks,
+            departed: Departed::default(),
+            known_interfaces: Vec::new(),
             hung: BTreeMap::new(),
             anchors: BTreeMap::new(),
             held: BTreeSet::new(),
@@ -297,7 +306,32 @@ impl<'h> Measurement<'h> {
             self.unsure_since = None;
         }
         self.networks.learn_interfaces()?;
+        if self.outlives {
+            self.look_for_departed()?;
+        }
         tell_namespaces(&mut self.counter, &self.networks)
+    }
+
+    /// Looks which interfaces are gone, so that their slots can be given again.
+    fn look_for_departed(&mut self) -> Result<()> {
+        let slots = self.counter.slots();
+        // Not before it is sure where the processes are.
+        if self.unsure_since.is_none() {
+            self.departed.look(slots, |number| self.networks.is_present(number))?;
+        }
+        let with_slot = slots.interfaces()?.into_iter().map(|(_, number)| number).collect();
+        self.networks.forget_gone(&with_slot);
+        Ok(())
+    }
+
+    /// The interfaces that are gone, and of which a sample that was taken then has everything.
+    pub fn departed_before(&self, taken_at: Instant) -> Vec<Absence> {
+        self.departed.at_rest(taken_at)
+    }
+
+    /// Gives the slots of interfaces again that are gone: such a sample is in the history.
+    pub fn give_slots_again(&mut self, absences: &[Absence]) -> Result<()> {
+        Ok(self.departed.give_again(self.counter.slots(), absences)?)
     }
 
     /// Takes ports on which nobody listens any more out of the client leg, unless their connections
@@ -385,6 +419,17 @@ impl<'h> Measurement<'h> {
         self.findings.push(finding);
     }
 
+    /// Takes what interfaces were called when they were counted last: they may be gone.
+    pub fn remember_interfaces(&mut self, known: impl IntoIterator<Item = KnownInterface>) {
+        self.networks.remember(known.into_iter().map(|one| (one.number, one.name)));
+    }
+
+    /// What the interfaces are called that had slots when [`Measurement::names`] was called last, in the order
+    /// of their numbers.
+    pub fn known_interfaces(&self) -> &[KnownInterface] {
+        &self.known_interfaces
+    }
+
     /// What the slots stand for now.
     pub fn names(&mut self) -> Result<Names> {
         let mut names = Names {
@@ -405,6 +450,7 @@ impl<'h> Measurement<'h> {
         }
         names.interfaces[usize::from(INTERFACE_SLOT_LOOPBACK)] =
             (name_interface(&self.networks, LOOPBACK_IFINDEX), Scope::Loopback);
+        self.known_interfaces.clear();
         for (slot, owner) in owners {
             match owner {
                 Owner::Port(port) => names.ports[usize::from(slot)] = Some(port),
@@ -412,10 +458,15 @@ impl<'h> Measurement<'h> {
                     let name = name_interface(&self.networks, index);
                     let unbilled = self.plan.unbilled.contains(&name);
                     let scope = if unbilled { Scope::Unbilled } else { Scope::Billed };
+                    if self.networks.interface(index).is_some() {
+                        let known = KnownInterface { number: index, name: name.clone(), scope };
+                        self.known_interfaces.push(known);
+                    }
                     names.interfaces[usize::from(slot)] = (name, scope);
                 }
             }
         }
+        self.known_interfaces.sort_unstable();
         Ok(names)
     }
 }

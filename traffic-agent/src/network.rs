@@ -20,9 +20,13 @@ pub struct Networks {
     seen: Vec<NetNs>,
     /// By the namespace's inode and the interface's number: numbers repeat between namespaces.
     interfaces: BTreeMap<(u64, u32), String>,
-    /// The names, by number, in the namespaces that were left last: what passed there may still have to be
+    /// The interfaces that were there at the last look.
+    present: BTreeSet<(u64, u32)>,
+    /// The names, by number, in the namespaces that were left: what passed there may still have to be
     /// named.
     left: BTreeMap<u32, String>,
+    /// The names, by number, that the history has kept: of what this agent may never have seen.
+    kept: BTreeMap<u32, String>,
     /// SYN-ACKs with cookies that each namespace had sent when it was first seen.
     cookies: BTreeMap<u64, u64>,
 }
@@ -52,13 +56,18 @@ impl Networks {
         inodes
     }
 
+    /// Takes names, by number, that were kept with the counters: for what is not there any more.
+    pub fn remember(&mut self, names: impl IntoIterator<Item = (u32, String)>) {
+        self.kept.extend(names);
+    }
+
     /// Whether no process was seen in any namespace: the agent's own is a guess.
     pub fn is_guess(&self) -> bool {
         self.seen.is_empty()
     }
 
     /// Lets go of all namespaces but these: each is held open, and with it the interfaces in it and their other
-    /// ends. What their interfaces were called is remembered until the next time.
+    /// ends. What their interfaces were called is remembered.
     pub fn keep_only(&mut self, inodes: &BTreeSet<u64>) {
         let left = |inode: &u64| !inodes.contains(inode);
         if !self.seen.iter().any(|netns| left(&netns.inode())) {
@@ -67,43 +76,62 @@ impl Networks {
         self.seen.retain(|netns| !left(&netns.inode()));
         self.cookies.retain(|inode, _| !left(inode));
         let names = self.interfaces.extract_if(.., |(inode, _), _| left(inode));
-        self.left = names.map(|((_, index), name)| (index, name)).collect();
+        self.left.extend(names.map(|((_, index), name)| (index, name)));
     }
 
     /// Learns the names of interfaces, also of those that came since the last call. A name stays
     /// known when its interface is gone.
     pub fn learn_interfaces(&mut self) -> Result<(), Error> {
+        let mut present = BTreeSet::new();
         for netns in self.all()? {
             // The number 0 does not exist; names are UTF-8 but for who wants trouble.
-            let names: Vec<(u32, String)> = netns
-                .run(|| {
-                    if_nameindex().map(|interfaces| {
-                        interfaces
-                            .iter()
-                            .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
-                            .collect()
-                    })
-                })?
-                .unwrap_or_default();
+            let names: Result<Vec<(u32, String)>, _> = netns.run(|| {
+                if_nameindex().map(|interfaces| {
+                    interfaces
+                        .iter()
+                        .map(|one| (one.index(), one.name().to_string_lossy().into_owned()))
+                        .collect()
+                })
+            })?;
+            // Half a look would be none.
+            let Ok(names) = names else { return Ok(()) };
             for (index, name) in names {
-                self.interfaces.entry((netns.inode(), index)).or_insert(name);
+                present.insert((netns.inode(), index));
+                self.interfaces.insert((netns.inode(), index), name);
             }
         }
+        self.present = present;
         Ok(())
     }
 
-    /// The name of an interface number, as far as it was learnt: in a namespace of the target's
-    /// processes, or in the agent's own if none of them was seen. One that is in none of them is looked for
-    /// where they were before.
+    /// Whether an interface of this number was in one of the namespaces at the last look.
+    pub fn is_present(&self, index: u32) -> bool {
+        self.present.iter().any(|(_, number)| *number == index)
+    }
+
+    /// Forgets what interfaces were called that are gone, but for those with these numbers: over months, they
+    /// would grow without end.
+    pub fn forget_gone(&mut self, but: &BTreeSet<u32>) {
+        let present = &self.present;
+        self.interfaces.retain(|place, _| present.contains(place) || but.contains(&place.1));
+        self.left.retain(|number, _| but.contains(number));
+        self.kept.retain(|number, _| but.contains(number));
+    }
+
+    /// The name of an interface number, as far as it was learnt: in a namespace of the target's processes, or
+    /// where they were before, or as it was kept. If no process was seen, what has the number in the agent's own
+    /// namespace is taken for it.
     pub fn interface(&self, index: u32) -> Option<&str> {
-        let is_target = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
-        self.interfaces
-            .iter()
-            .find(|((inode, number), _)| {
-                *number == index && (self.seen.is_empty() || is_target(*inode))
-            })
-            .map(|(_, name)| name)
+        let in_seen = |inode: u64| self.seen.iter().any(|netns| netns.inode() == inode);
+        let learnt = |is_meant: &dyn Fn(u64) -> bool| {
+            let mut known = self.interfaces.iter();
+            let found = known.find(|((inode, number), _)| *number == index && is_meant(*inode));
+            found.map(|(_, name)| name)
+        };
+        learnt(&in_seen)
             .or_else(|| self.left.get(&index))
+            .or_else(|| self.kept.get(&index))
+            .or_else(|| learnt(&|_| self.seen.is_empty()))
             .map(String::as_str)
     }
 

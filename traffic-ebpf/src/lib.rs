@@ -13,7 +13,9 @@
 //!
 //! Three byte tables (map `SLOTS`, memory-mapped by the agent) give the slot of a number at once: TCP
 //! ports, UDP ports and interface numbers. Who holds a slot stands in the map `SLOT_OWNERS`. Program
-//! and agent claim slots by the same rule: insert the owner if there is none, then write the byte.
+//! and agent claim slots by the same rule: insert the owner if there is none, then write the byte. The slot
+//! of an interface that is gone is given again by the agent alone, the other way round: first the byte, then
+//! the owner.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -69,7 +69,8 @@ static CELLS: PerCpuArray<InterfaceSums> = PerCpuArray::with_max_entries(INTERFA
 #[map]
 static SLOTS: Array<[u8; TABLES * TABLE_BYTES]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Who holds a slot. A slot is claimed by inserting its owner where there is none.
+/// Who holds a slot. A slot is claimed by inserting its owner where there is none. The agent removes the
+/// owner when that was an interface, and is gone.
 #[map]
 static SLOT_OWNERS: HashMap<u32, u32> = HashMap::with_max_entries(SLOT_OWNERS_ENTRIES, 0);
 
@@ -526,19 +527,21 @@ fn announce_bind(ctx: &SockAddrContext) {
 /// Gives a number a slot: the one it had, a free one, or the one for the rest.
 ///
 /// Runs once per port or interface. Another CPU, or the agent, may do the same at the same time: who
-/// inserts the owner has the slot, and both write the same byte.
+/// inserts the owner has the slot, and both write the same byte. The agent takes a slot from an interface
+/// that is gone, and sees to it afterwards that nobody has claimed it for that one in between.
 #[inline(always)]
 fn claim(tables: *mut u8, entry: usize, table: u32, number: u32) -> u32 {
     let SlotRange { first, last, rest } = slot_range(table);
     let owner = slot_owner(table, number as u16);
     let keys = [slot_key(table, first), slot_key(table, last)].map(u64::from);
-    let slot = claim_in(u64::from(owner), keys[0], keys[1], u64::from(rest));
+    let claimed = claim_in(u64::from(owner), keys[0], keys[1], u64::from(rest));
     // SAFETY: an entry is inside of the tables, however it was made.
-    unsafe { tables.add(entry).write_volatile(slot as u8) };
-    slot
+    unsafe { tables.add(entry).write_volatile((claimed >> 8) as u8) };
+    claimed & 0xff
 }
 
-/// Gives an owner the first slot that is free or its own, or `rest`.
+/// Gives an owner the first slot that is free or its own, or `rest`. Returns it twice, in one byte each: that
+/// of the packet, and above it what is written into the table.
 ///
 /// A global function, because the verifier checks those once, and others anew for every way that leads
 /// to them: 0.4 s of loading against 0.02. For its sake, too, the range is not looked up here, and every
@@ -554,8 +557,11 @@ extern "C" fn claim_in(owner: u64, first_key: u64, last_key: u64, rest: u64) -> 
         }
         let is_free = SLOT_OWNERS.insert(key as u32, owner, u64::from(BPF_NOEXIST)).is_ok();
         if !is_free {
-            // The slot has an owner, and owners are never removed: perhaps this one.
-            let Some(holder) = SLOT_OWNERS.get_ptr(key as u32) else { break };
+            // The slot has an owner: perhaps this one. If it was removed at this very moment, the next packet
+            // tries again; going on from here would double what the verifier has to go through.
+            let Some(holder) = SLOT_OWNERS.get_ptr(key as u32) else {
+                return u32::from(SLOT_NONE) << 8 | rest as u32;
+            };
             // SAFETY: a live map value.
             if unsafe { holder.read_volatile() } != owner {
                 key += 1;
@@ -563,9 +569,9 @@ extern "C" fn claim_in(owner: u64, first_key: u64, last_key: u64, rest: u64) -> 
             }
         }
         // The key of a slot ends in its number.
-        return (key & 0xff) as u32;
+        return (key & 0xff) as u32 * 0x101;
     }
-    rest as u32
+    rest as u32 * 0x101
 }
 
 /// Hands one packet's description to the agent, while fewer than [`TRACE_PACKETS`] were.

@@ -14,8 +14,8 @@ use super::estimates::Place;
 use crate::background::{Background, Look, Minute};
 use crate::config::Target;
 use crate::history::{Epoch, Event, EventKind, Quarter};
-use crate::kernel::Retired;
 use crate::kernel::pins::PinRoot;
+use crate::kernel::{Absence, Retired};
 use crate::ledger;
 use crate::measure::{Measurement, Plan};
 use crate::method::ListeningPort;
@@ -74,6 +74,8 @@ pub struct Account<'h> {
     /// Cgroups that were attached before the history could say since when they were not counted, and until
     /// when that was so.
     unexplained: Option<(String, Timestamp)>,
+    /// Interfaces that are gone, and whose last bytes were posted.
+    departed: Vec<Absence>,
     /// Events that wait for the book.
     waiting: Vec<Event>,
     /// The findings that were told last, so that only news is told.
@@ -129,6 +131,7 @@ impl<'h> Account<'h> {
             guessing_since: None,
             begun: Begun::New,
             unexplained: None,
+            departed: Vec::new(),
             waiting: Vec::new(),
             told: Vec::new(),
             billed: 0,
@@ -177,15 +180,25 @@ impl<'h> Account<'h> {
             self.waiting.extend(book.take_events());
         }
         let known = (self.begun, self.looked);
-        let mut book = Book::open(name.clone(), self.target.spec.selector(), kept);
         let maps = self.retired.iter().map(|(retired, _)| retired.map_id());
         let maps: Vec<u32> = maps.chain([self.measurement.counter().map_id()]).collect();
         let readable =
             |epoch: &Epoch| epoch.boot_id == self.boot_id && maps.contains(&epoch.map_id);
+        let ours = || kept.iter().filter(|absolute| readable(&absolute.epoch));
+        let goes_on = ours().next().is_some();
+        let interfaces: Vec<_> = ours().flat_map(|it| it.interfaces.clone()).collect();
+        self.measurement.remember_interfaces(interfaces);
+        let selector = match self.target.spec.selectors.is_empty() {
+            true => store.selector(name)?.unwrap_or_default(),
+            false => self.target.spec.selector(),
+        };
+        let until = store.observed_until(name)?.filter(|_| goes_on);
+        let mut book = Book::open(name.clone(), selector, kept, until);
         let gone: Vec<Epoch> = book.epochs().filter(|epoch| !readable(epoch)).cloned().collect();
-        let goes_on = book.epochs().any(readable);
         if let Some(last) = last {
-            self.read = Now { wall: last.min(now.wall), boot: Duration::ZERO };
+            // A history of an earlier version has only the wall clock.
+            let boot = until.unwrap_or(Duration::ZERO);
+            self.read = Now { wall: last.min(now.wall), boot };
             self.begun = Begun::GoesOn;
             if !goes_on {
                 (self.begun, self.read) = (Begun::AfterGap, now);
@@ -235,6 +248,7 @@ impl<'h> Account<'h> {
                 return Ok(false);
             }
         }
+        let taken_at = sample.taken_at;
         let begins = self.inherited && book.epochs().next().is_none();
         let mut posted = Vec::new();
         for (retired, read_to_the_end) in &mut self.retired {
@@ -251,13 +265,25 @@ impl<'h> Account<'h> {
         posted.extend(
             book.post(quarter, now.wall, &current, &sample.cells, |new| named(measurement, new))?,
         );
+        if !posted.is_empty() {
+            let retired = self.retired.iter().map(|(retired, _)| retired.map_id());
+            let epoch = |map_id| Epoch { boot_id: self.boot_id.clone(), map_id };
+            for epoch in retired.map(epoch).chain([current]) {
+                book.know_interfaces(now.wall, &epoch, measurement.known_interfaces());
+            }
+        }
+        // As long as there are counters of an earlier version, they are of the same slots.
+        self.departed = match self.retired.is_empty() {
+            true => measurement.departed_before(taken_at),
+            false => Vec::new(),
+        };
         self.read = now;
         if self.covered {
-            // Before this agent, nobody has looked at the clock.
+            // In a history of an earlier version stands only the wall clock.
             let unknown = before.boot == Duration::ZERO;
             let from = if unknown { before.wall } else { now.wall_at(&before) };
             let counted = from.checked_add(self.missed).unwrap_or(now.wall);
-            book.observe(counted.min(now.wall), now.wall);
+            book.observe(counted.min(now.wall), now.wall, now.boot);
         }
         self.missed = SignedDuration::ZERO;
         let bytes = ledger::totals(&posted).billed.wire_bytes();
@@ -371,7 +397,9 @@ impl<'h> Account<'h> {
     /// Loads the programs again, for what the target is now. Counters and links stay.
     pub fn load_again(&mut self) -> Result<()> {
         let plan = self.measurement.plan().clone();
+        let known = self.measurement.known_interfaces().to_vec();
         (self.measurement, _) = Measurement::open(self.host, plan, &self.root)?;
+        self.measurement.remember_interfaces(known);
         Ok(())
     }
 
@@ -383,13 +411,25 @@ impl<'h> Account<'h> {
         }
     }
 
+    /// Whether there is more to flush than that time went by, or a slot waits for it.
+    pub fn has_news(&self) -> bool {
+        self.book.as_ref().is_some_and(|book| book.has_news() || !self.departed.is_empty())
+    }
+
     /// What waits to be flushed.
     pub fn book(&mut self) -> Option<&mut Book> {
         self.book.as_mut()
     }
 
-    /// To be called after a flush that has taken all of the book: counters of an earlier version that were
-    /// read to the end are removed.
+    /// Waits until nothing is added any more to counters of an earlier version: the next reading has all of
+    /// them, and the flush after it removes them.
+    pub fn wait_for_retired(&self) {
+        let longest = self.retired.iter().map(|(retired, _)| retired.final_in()).max();
+        std::thread::sleep(longest.unwrap_or_default());
+    }
+
+    /// To be called after a flush: when it has taken all of the book, counters of an earlier version that were
+    /// read to the end are removed, and slots of interfaces that are gone are given again.
     pub fn flushed(&mut self, now: Now) -> Result<()> {
         let Some(book) = &mut self.book else { return Ok(()) };
         if book.oldest().is_some() {
@@ -400,7 +440,7 @@ impl<'h> Account<'h> {
             retired.remove()?;
             book.close(now.wall, &epoch);
         }
-        Ok(())
+        self.measurement.give_slots_again(&std::mem::take(&mut self.departed))
     }
 
     /// Ends counting for good: removes the pins. What was read is to be flushed before.

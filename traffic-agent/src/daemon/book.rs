@@ -5,13 +5,15 @@
 //! nothing, pages wait, one per quarter.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use anyhow::Result;
 use jiff::Timestamp;
 use traffic_ebpf::Cell;
 
 use crate::history::{
-    Absolute, Epoch, Event, EventKind, MethodReading, Quarter, Series, TargetFlush, spread,
+    Absolute, Epoch, Event, EventKind, KnownInterface, MethodReading, Quarter, Series, TargetFlush,
+    spread,
 };
 use crate::ledger;
 use crate::report::{CellReport, Counters};
@@ -21,9 +23,12 @@ use crate::report::{CellReport, Counters};
 struct Page {
     quarter: Quarter,
     taken_at: Timestamp,
+    observed_until: Option<Duration>,
     postings: BTreeMap<Series, Counters>,
     observed: BTreeMap<Quarter, u32>,
     absolute: BTreeMap<Epoch, Absolute>,
+    /// Whether it has a name that the history does not know.
+    has_new_name: bool,
     closed: Vec<Epoch>,
     events: Vec<Event>,
     readings: Vec<MethodReading>,
@@ -34,9 +39,11 @@ impl Page {
         Self {
             quarter,
             taken_at,
+            observed_until: None,
             postings: BTreeMap::new(),
             observed: BTreeMap::new(),
             absolute: BTreeMap::new(),
+            has_new_name: false,
             closed: Vec::new(),
             events: Vec::new(),
             readings: Vec::new(),
@@ -57,13 +64,21 @@ pub struct Book {
     /// The counters of each epoch as posted last, flushed or not.
     posted: BTreeMap<Epoch, Absolute>,
     pages: VecDeque<Page>,
+    /// Until when it was observed, since boot.
+    observed_until: Option<Duration>,
 }
 
 impl Book {
-    /// Goes on where the history ends: with the counters that are kept there.
-    pub fn open(target: String, selector: String, kept: Vec<Absolute>) -> Self {
+    /// Goes on where the history ends: with the counters that are kept there, and the instant since boot until
+    /// which it was observed.
+    pub fn open(
+        target: String,
+        selector: String,
+        kept: Vec<Absolute>,
+        observed_until: Option<Duration>,
+    ) -> Self {
         let posted = kept.into_iter().map(|absolute| (absolute.epoch.clone(), absolute)).collect();
-        Self { target, selector, posted, pages: VecDeque::new() }
+        Self { target, selector, posted, pages: VecDeque::new(), observed_until }
     }
 
     /// The epochs whose counters were posted.
@@ -78,6 +93,7 @@ impl Book {
         }
         let page = self.pages.back_mut().expect("just made sure of");
         page.taken_at = now;
+        page.observed_until = self.observed_until;
         page
     }
 
@@ -105,7 +121,10 @@ impl Book {
         }
         // Before anything changes: without names nothing is posted, and the next look has all of it.
         let named = name(&new)?;
-        let absolute = ledger::absolute(epoch.clone(), cells);
+        let mut absolute = ledger::absolute(epoch.clone(), cells);
+        if let Some(last) = self.posted.remove(epoch) {
+            absolute.interfaces = last.interfaces;
+        }
         self.posted.insert(epoch.clone(), absolute.clone());
         let page = self.page(quarter, now);
         page.absolute.insert(epoch.clone(), absolute);
@@ -124,8 +143,34 @@ impl Book {
         Ok(named)
     }
 
-    /// Counts a span as observed.
-    pub fn observe(&mut self, from: Timestamp, to: Timestamp) {
+    /// Learns what the interfaces are called that an epoch has counted at.
+    pub fn know_interfaces(
+        &mut self,
+        now: Timestamp,
+        epoch: &Epoch,
+        interfaces: &[KnownInterface],
+    ) {
+        let Some(posted) = self.posted.get_mut(epoch) else { return };
+        if posted.interfaces == interfaces {
+            return;
+        }
+        let is_new = interfaces.iter().any(|one| !posted.interfaces.contains(one));
+        posted.interfaces = interfaces.to_vec();
+        let posted = posted.clone();
+        let quarter = self.pages.back().map_or(Quarter::of(now), |page| page.quarter);
+        let page = self.page(quarter, now);
+        page.has_new_name |= is_new;
+        page.absolute.insert(epoch.clone(), posted);
+    }
+
+    /// Whether there is a name of an interface that the history does not know yet.
+    pub fn has_new_name(&self) -> bool {
+        self.pages.iter().any(|page| page.has_new_name)
+    }
+
+    /// Counts a span as observed. `until`: its end since boot.
+    pub fn observe(&mut self, from: Timestamp, to: Timestamp, until: Duration) {
+        self.observed_until = Some(until);
         let page = self.page(Quarter::of(to), to);
         for (quarter, milliseconds) in spread(from, to) {
             *page.observed.entry(quarter).or_default() += milliseconds;
@@ -180,6 +225,7 @@ impl Book {
             target: self.target.clone(),
             selector: self.selector.clone(),
             taken_at: page.taken_at,
+            observed_until: page.observed_until,
             quarter: page.quarter,
             postings: page.postings.iter().map(|(series, sum)| (series.clone(), *sum)).collect(),
             observed: page.observed.iter().map(|(quarter, ms)| (*quarter, *ms)).collect(),
@@ -197,224 +243,4 @@ impl Book {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::report::{Direction, Family, Leg, Origin, Protocol, Scope};
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_795_540_500 + second).unwrap()
-    }
-
-    fn epoch(map_id: u32) -> Epoch {
-        Epoch { boot_id: "boot".to_owned(), map_id }
-    }
-
-    fn cell(wire_bytes: u64) -> Cell {
-        Cell { packets: 1, bytes: wire_bytes, wire_packets: 1, wire_bytes, ..Cell::default() }
-    }
-
-    fn name(cells: &[Cell]) -> Result<Vec<CellReport>> {
-        let named = cells.iter().filter(|cell| **cell != Cell::default()).map(|cell| CellReport {
-            interface: "eth0".to_owned(),
-            scope: Scope::Billed,
-            origin: Origin::Socket,
-            direction: Direction::Ingress,
-            leg: Leg::Client,
-            protocol: Protocol::Tcp,
-            port: Some(443),
-            family: Family::Ipv4,
-            counters: (*cell).into(),
-        });
-        Ok(named.collect())
-    }
-
-    fn book() -> Book {
-        Book::open("xray".to_owned(), "unit:xray.service".to_owned(), Vec::new())
-    }
-
-    fn bytes(flush: &TargetFlush) -> u64 {
-        flush.postings.iter().map(|(_, counters)| counters.wire_bytes).sum()
-    }
-
-    #[test]
-    fn a_page_holds_one_quarter_and_the_counters_it_is_the_difference_to() {
-        let mut book = book();
-        let quarter = Quarter::of(at(0));
-        book.post(quarter, at(10), &epoch(1), &[cell(100)], name).unwrap();
-        book.post(quarter, at(20), &epoch(1), &[cell(150)], name).unwrap();
-        book.post(quarter.next(), at(910), &epoch(1), &[cell(157)], name).unwrap();
-        let first = book.oldest().unwrap();
-        assert_eq!((first.quarter, bytes(&first), first.taken_at), (quarter, 150, at(20)));
-        assert_eq!(first.absolute[0].cells, [(0, cell(150))]);
-        book.flushed();
-        let second = book.oldest().unwrap();
-        assert_eq!((second.quarter, bytes(&second)), (quarter.next(), 7));
-        assert_eq!(second.absolute[0].cells, [(0, cell(157))]);
-        book.flushed();
-        assert!(book.oldest().is_none());
-    }
-
-    #[test]
-    fn without_names_nothing_is_posted_and_nothing_is_lost() {
-        let mut book = book();
-        let quarter = Quarter::of(at(0));
-        let refused = |_: &[Cell]| anyhow::bail!("no names");
-        assert!(book.post(quarter, at(1), &epoch(1), &[cell(100)], refused).is_err());
-        book.post(quarter, at(2), &epoch(1), &[cell(120)], name).unwrap();
-        assert_eq!(bytes(&book.oldest().unwrap()), 120);
-    }
-
-    #[test]
-    fn a_book_goes_on_where_the_history_ends() {
-        let kept = ledger::absolute(epoch(1), &[cell(100)]);
-        let mut book = Book::open("xray".to_owned(), String::new(), vec![kept]);
-        let quarter = Quarter::of(at(0));
-        book.post(quarter, at(1), &epoch(1), &[cell(130)], name).unwrap();
-        assert_eq!(bytes(&book.oldest().unwrap()), 30);
-    }
-
-    #[test]
-    fn time_is_observed_by_quarter_and_is_no_news() {
-        let mut book = book();
-        book.observe(at(890), at(910));
-        let flush = book.oldest().unwrap();
-        let quarter = Quarter::of(at(0));
-        assert_eq!(flush.observed, [(quarter, 10_000), (quarter.next(), 10_000)]);
-        assert!(!book.has_news());
-        book.note(
-            at(911),
-            Event { start: at(1), end: at(2), kind: EventKind::Note, message: String::new() },
-        );
-        assert!(book.has_news());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Count(u64),
-        Post {
-            seconds: i64,
-        },
-        Flush,
-        /// The agent dies and opens its book again from what was flushed.
-        Die,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            (1..5000_u64).prop_map(Step::Count),
-            (0..2000_i64).prop_map(|seconds| Step::Post { seconds }),
-            Just(Step::Flush),
-            Just(Step::Die),
-        ];
-        proptest::collection::vec(step, 0..80)
-    }
-
-    /// Both clocks, and what is done with them: as `Account::read` does it.
-    #[derive(Clone, Debug)]
-    enum Tick {
-        /// So much time goes by, and so many bytes with it; then the counters are read.
-        Read {
-            milliseconds: u64,
-            bytes: u64,
-        },
-        /// Somebody sets the wall clock by so much.
-        Set {
-            seconds: i64,
-        },
-        Flush,
-    }
-
-    fn ticks() -> impl Strategy<Value = Vec<Tick>> {
-        let tick = prop_oneof![
-            4 => (1..400_000_u64, 0..5000_u64)
-                .prop_map(|(milliseconds, bytes)| Tick::Read { milliseconds, bytes }),
-            1 => (-40_000..40_000_i64).prop_map(|seconds| Tick::Set { seconds }),
-            2 => Just(Tick::Flush),
-        ];
-        proptest::collection::vec(tick, 0..120)
-    }
-
-    proptest! {
-        /// However the clock is set: every byte is there once, no more time was observed than went by, and
-        /// each time the clock was set is told.
-        #[test]
-        fn a_clock_that_is_set_moves_bytes_and_neither_loses_nor_invents_any(ticks in ticks()) {
-            use crate::daemon::account::quarter_of;
-            use crate::daemon::clock::Now;
-            let mut book = book();
-            let (mut now, mut passed, mut counted) = (
-                Now { wall: at(0), boot: std::time::Duration::from_secs(1000) }, 0, 0
-            );
-            let (mut before, mut expected_steps, mut told_steps) = (now, 0, 0);
-            let mut set = 0_i64;
-            let (mut history, mut observed) = (0, 0);
-            let last = [Tick::Read { milliseconds: 1, bytes: 1 }, Tick::Flush];
-            for tick in ticks.into_iter().chain(last) {
-                match tick {
-                    Tick::Set { seconds } => set += seconds,
-                    Tick::Read { milliseconds, bytes } => {
-                        (passed, counted) = (passed + milliseconds, counted + bytes);
-                        now.boot += std::time::Duration::from_millis(milliseconds);
-                        let wall = milliseconds as i64 + set * 1000;
-                        now.wall += jiff::SignedDuration::from_millis(wall);
-                        expected_steps += u32::from(set != 0);
-                        set = 0;
-                        if let Some(step) = now.step_since(&before) {
-                            prop_assert!(step.start <= step.end);
-                            told_steps += 1;
-                            book.note(now.wall, step);
-                        }
-                        let quarter = quarter_of(before.wall, now.wall);
-                        let cells = [Cell { wire_bytes: counted, ..Cell::default() }];
-                        book.post(quarter, now.wall, &epoch(1), &cells, name).unwrap();
-                        book.observe(now.wall_at(&before), now.wall);
-                        before = now;
-                    }
-                    Tick::Flush => while let Some(flush) = book.oldest() {
-                        history += bytes(&flush);
-                        let milliseconds = flush.observed.iter().map(|(_, it)| u64::from(*it));
-                        observed += milliseconds.sum::<u64>();
-                        book.flushed();
-                    },
-                }
-            }
-            prop_assert_eq!(history, counted);
-            prop_assert_eq!(told_steps, expected_steps);
-            prop_assert_eq!(observed, passed);
-        }
-    }
-
-    proptest! {
-        /// Whenever the agent dies: at the end the history has what the counters say, once.
-        #[test]
-        fn what_was_counted_is_in_the_history_once(steps in steps()) {
-            let (mut counted, mut seconds) = (0, 0);
-            let (mut history, mut kept) = (0, Vec::new());
-            let mut book = book();
-            for step in steps.into_iter().chain([Step::Post { seconds: 1 }, Step::Flush]) {
-                match step {
-                    Step::Count(bytes) => counted += bytes,
-                    Step::Post { seconds: passed } => {
-                        seconds += passed;
-                        let now = at(seconds);
-                        let cells = [Cell { wire_bytes: counted, ..Cell::default() }];
-                        book.post(Quarter::of(now), now, &epoch(1), &cells, name).unwrap();
-                    }
-                    Step::Flush => while let Some(flush) = book.oldest() {
-                        history += bytes(&flush);
-                        if !flush.absolute.is_empty() {
-                            kept = flush.absolute;
-                        }
-                        book.flushed();
-                    },
-                    Step::Die => {
-                        book = Book::open("xray".to_owned(), String::new(), kept.clone());
-                    }
-                }
-            }
-            prop_assert_eq!(history, counted);
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::account::quarter_of;
 use super::clock::Now;
-use crate::history::{Event, Quarter};
+use crate::history::{Event, Flush, Quarter};
 use crate::host::{HostFlush, HostLedger, HostTarget};
 use crate::kernel::HostCounter;
 use crate::kernel::pins::PinRoot;
@@ -39,13 +39,10 @@ impl Host {
         Self { wanted, root, boot_id, ledger: None, last: now, retry, complaint: None }
     }
 
-    /// Takes a new configuration.
+    /// Takes a new configuration. What is not wanted any more ends when its last bytes are in the history.
     pub fn want(&mut self, wanted: bool) {
         self.wanted = wanted;
         self.retry = Instant::now();
-        if !wanted {
-            self.ledger = None;
-        }
     }
 
     /// The history is another one: what its ledger goes on from is to be read there.
@@ -90,30 +87,70 @@ impl Host {
     pub fn flushed(&mut self, flush: &HostFlush, now: Now) {
         self.last = now;
         let Some(ledger) = &mut self.ledger else { return };
-        match ledger.committed(flush) {
+        let committed = ledger.committed(flush).map_err(anyhow::Error::from);
+        let ended = if self.wanted { Ok(()) } else { self.remove() };
+        match committed.and(ended) {
             Ok(()) => {
                 if self.complaint.take().is_some() {
                     info!("the host's cgroups are counted again");
                 }
             }
-            Err(error) => self.complain(&error.into()),
+            Err(error) => self.complain(&error),
         }
         for Event { message, .. } in &flush.events {
             info!("host: {message}");
         }
     }
 
-    fn begin(&self, store: &Store, machine: &Machine) -> Result<Option<HostLedger>> {
-        if !self.wanted {
-            // What an earlier configuration wanted costs every packet of the host.
-            HostCounter::remove_pins(&self.root)?;
+    fn begin(&mut self, store: &Store, machine: &Machine) -> Result<Option<HostLedger>> {
+        if self.wanted {
+            let ledger = self.start(store, machine)?;
+            info!("counting every cgroup of the host");
+            return Ok(Some(ledger));
+        }
+        if !self.root.has_host() {
             return Ok(None);
         }
+        // What an earlier configuration wanted: it is read to its end.
+        match self.start(store, machine) {
+            Ok(ledger) => Ok(Some(ledger)),
+            Err(error) => {
+                // It costs every packet of the host.
+                self.remove()?;
+                Err(error.context("what was counted last is lost"))
+            }
+        }
+    }
+
+    fn start(&self, store: &Store, machine: &Machine) -> Result<HostLedger> {
         let kept = store.host_absolute()?;
         let (root, tree) = (Some(&self.root), machine.cgroups.clone());
-        let ledger = HostLedger::start(root, tree, NetNs::current()?, &self.boot_id, kept)?;
-        info!("counting every cgroup of the host");
-        Ok(Some(ledger))
+        Ok(HostLedger::start(root, tree, NetNs::current()?, &self.boot_id, kept)?)
+    }
+
+    /// Ends counting for good.
+    fn remove(&mut self) -> Result<()> {
+        self.ledger = None;
+        HostCounter::remove_pins(&self.root)?;
+        info!("the host's cgroups are not counted any more");
+        Ok(())
+    }
+
+    /// Reads what is pinned to the end, writes it to the history and removes the pins, if there are any.
+    pub fn end(
+        mut self,
+        store: &mut Store,
+        machine: &Machine,
+        targets: &[HostTarget],
+    ) -> Result<()> {
+        if !self.root.has_host() {
+            return Ok(());
+        }
+        let mut ledger = self.start(store, machine)?;
+        let flush = Flush { host: Some(ledger.sample(targets)?), ..Flush::default() };
+        store.flush(&flush)?;
+        drop(ledger);
+        self.remove()
     }
 
     fn complain(&mut self, error: &anyhow::Error) {

@@ -256,7 +256,8 @@ impl Daemon<'_> {
             self.estimates.start(self.targets.begin_looks(), now.wall);
             self.due.estimates = instant + ESTIMATES;
         }
-        let news = self.targets.has_news() && instant >= self.due.flush;
+        let news = self.targets.has_news() && instant >= self.due.flush
+            || self.targets.has_new_name() && self.complaint.is_none();
         if news || instant >= self.due.flush_time || self.host.is_due(now) {
             self.flush();
         }
@@ -290,6 +291,9 @@ impl Daemon<'_> {
         }
         match result {
             Ok(()) => {
+                if self.targets.has_others_than(&self.config.targets) {
+                    self.targets.end_all_but(&self.config.targets, store);
+                }
                 if self.complaint.take().is_some() {
                     info!("the history takes what was counted again: nothing is lost");
                 }
@@ -373,15 +377,17 @@ impl Daemon<'_> {
         }
         let now = Now::read();
         self.read(now);
-        if new.time_zone != self.config.time_zone {
-            // Another zone is cut when the history is opened.
-            self.flush();
-            self.store = None;
-        }
         logging::set_level(new.log_level);
+        let is_cut_anew = new.time_zone != self.config.time_zone;
         self.config = new;
         self.host.want(self.config.host);
         self.targets.change(&self.config.targets, self.store.as_mut(), now);
+        if is_cut_anew {
+            // Another zone is cut when the history is opened. Not before: what the targets were ends in this one.
+            self.flush();
+            self.store = None;
+            self.host.begin_again();
+        }
         if self.store.is_none() {
             self.open_store(now);
         }
@@ -415,30 +421,36 @@ pub fn detach(config: &Config) -> Result<Vec<String>> {
     let host = Host::detect()?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let names = root.names()?;
-    if names.is_empty() {
+    if names.is_empty() && !root.has_host() {
         return remove_all(&root, names);
     }
     let boot_id = boot_id(&host.proc)?;
     let mut store = Store::open(&config.state_dir, &config.time_zone)
         .context("what was counted last cannot be written; without it: detach --discard")?;
-    let targets = Targets::open(&host, root.clone(), boot_id, &[], Now::read())?;
-    targets.end_others(&[], &mut store)?;
-    remove_all(&root, names)
+    let has_host = root.has_host();
+    let now = Now::read();
+    let targets = Targets::open(&host, root.clone(), boot_id.clone(), &[], now)?;
+    let ended = targets.end_others(&[], &mut store)?;
+    HostSide::new(false, root.clone(), boot_id, now).end(&mut store, &host, &ended)?;
+    remove_all(&root, with_host(names, has_host))
 }
 
 /// Removes all pins of this state directory. What was counted since the last flush is lost.
 pub fn discard(config: &Config) -> Result<Vec<String>> {
     let _lock = Lock::take(&config.state_dir)?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
-    let names = root.names()?;
+    let names = with_host(root.names()?, root.has_host());
     remove_all(&root, names)
 }
 
-/// Removes all pins, those of the host's ledger too, and names that beside the targets.
-fn remove_all(root: &PinRoot, mut names: Vec<String>) -> Result<Vec<String>> {
-    if root.has_host() {
-        names.push("the host's cgroups".to_owned());
-    }
+/// Names the host's ledger beside the targets, if there is one.
+fn with_host(mut names: Vec<String>, has_host: bool) -> Vec<String> {
+    names.extend(has_host.then(|| "the host's cgroups".to_owned()));
+    names
+}
+
+/// Removes all pins, whatever is left of them.
+fn remove_all(root: &PinRoot, names: Vec<String>) -> Result<Vec<String>> {
     root.remove_all()?;
     Ok(names)
 }

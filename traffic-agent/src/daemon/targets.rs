@@ -15,7 +15,7 @@ use crate::history::{Event, Flush};
 use crate::host::{HostFlush, HostTarget};
 use crate::kernel::pins::PinRoot;
 use crate::network::BoundLooks;
-use crate::report::Severity;
+use crate::report::{Scope, Severity};
 use crate::store::Store;
 use crate::target::{Host, PortFilter, TargetSpec, Value};
 use crate::units::{self, Units};
@@ -59,6 +59,10 @@ impl Entry<'_> {
             })
         };
         names.iter().map(|name| name.to_string_lossy()).any(|name| own(&name) || wanted(&name))
+    }
+
+    fn is_among(&self, wanted: &[Target]) -> bool {
+        wanted.iter().any(|target| target.spec.name == self.account.target().spec.name)
     }
 
     /// Logs what went wrong, unless it was the last thing said of this target.
@@ -227,9 +231,16 @@ impl<'h> Targets<'h> {
         self.accounts.iter().any(Entry::is_sought)
     }
 
-    /// Whether there is more to flush than that time went by.
-    pub fn has_news(&mut self) -> bool {
-        self.accounts.iter_mut().any(|entry| entry.account.book().is_some_and(|it| it.has_news()))
+    /// Whether there is more to flush than that time went by, or a slot waits for it.
+    pub fn has_news(&self) -> bool {
+        self.accounts.iter().any(|entry| entry.account.has_news())
+    }
+
+    /// Whether there is a name that the history does not know yet: what it is of may be gone soon.
+    pub fn has_new_name(&mut self) -> bool {
+        self.accounts
+            .iter_mut()
+            .any(|entry| entry.account.book().is_some_and(|it| it.has_new_name()))
     }
 
     /// Whether anything waits to be flushed.
@@ -297,24 +308,26 @@ impl<'h> Targets<'h> {
                 error!("target {name}: {error:#}");
             }
         }
-        let is_wanted = |entry: &Entry<'_>| {
-            wanted.iter().any(|target| target.spec.name == entry.account.target().spec.name)
-        };
-        if let Some(store) = store.as_deref_mut()
-            && !self.accounts.iter().all(is_wanted)
-            && let Err(error) = self.flush(store, &mut None)
-        {
-            // What was counted is in the counters still, which are read once more.
-            error!("cannot write the last of what is not wanted any more: {error:#}");
-        }
-        self.accounts.retain(is_wanted);
         if let Some(store) = store {
             self.end_all_but(wanted, store);
         }
     }
 
+    /// Whether something is counted on that is not wanted any more, because the history has not taken the last
+    /// of it.
+    pub fn has_others_than(&self, wanted: &[Target]) -> bool {
+        !self.accounts.iter().all(|entry| entry.is_among(wanted))
+    }
+
     /// Ends what is counted and not wanted any more, if that can be done.
     pub fn end_all_but(&mut self, wanted: &[Target], store: &mut Store) {
+        if self.has_others_than(wanted)
+            && let Err(error) = self.flush(store, &mut None)
+        {
+            error!("cannot write the last of what is not wanted any more: {error:#}");
+            return;
+        }
+        self.accounts.retain(|entry| entry.is_among(wanted));
         // Not those that are wanted and could not be opened: they go on counting.
         let names: Vec<&str> = wanted.iter().map(|target| target.spec.name.as_str()).collect();
         if let Err(error) = self.end_others(&names, store) {
@@ -323,27 +336,33 @@ impl<'h> Targets<'h> {
     }
 
     /// Reads what is pinned under other names to the end, writes it to the history and removes the pins.
-    pub fn end_others(&self, wanted: &[&str], store: &mut Store) -> Result<()> {
+    /// Returns what that was.
+    pub fn end_others(&self, wanted: &[&str], store: &mut Store) -> Result<Vec<HostTarget>> {
+        let mut ended = Vec::new();
         for name in self.root.names()? {
             if wanted.contains(&name.as_str()) {
                 continue;
             }
-            self.end(&name, store).with_context(|| format!("cannot end counting target {name}"))?;
+            let end = self.end(&name, store);
+            ended.extend(end.with_context(|| format!("cannot end counting target {name}"))?);
             info!("target {name} is not configured any more: it is not counted from now on");
         }
-        Ok(())
+        Ok(ended)
     }
 
-    fn end(&self, name: &str, store: &mut Store) -> Result<()> {
+    fn end(&self, name: &str, store: &mut Store) -> Result<Vec<HostTarget>> {
+        let kept = store.absolutes(name)?.into_iter().flat_map(|absolute| absolute.interfaces);
         let target = Target {
             spec: TargetSpec { name: name.to_owned(), selectors: Vec::new() },
             ports: PortFilter::default(),
             estimate_ports: PortFilter::default(),
-            unbilled: Vec::new(),
+            // Nobody says any more what is free: what was, is.
+            unbilled: kept.filter(|it| it.scope == Scope::Unbilled).map(|it| it.name).collect(),
         };
         let now = Now::read();
         let mut account = Account::open(self.host, &self.root, target, &self.boot_id, now)?;
         account.open_book(store, now)?;
+        account.wait_for_retired();
         account.read(Now::read())?;
         account.note(remark("counting ended".to_owned()));
         let mut last = Self {
@@ -353,7 +372,9 @@ impl<'h> Targets<'h> {
             accounts: vec![Entry { account, complaint: None }],
         };
         last.flush(store, &mut None)?;
-        last.accounts.into_iter().try_for_each(|entry| entry.account.detach())
+        let cgroups = last.of_host();
+        last.accounts.into_iter().try_for_each(|entry| entry.account.detach())?;
+        Ok(cgroups)
     }
 
     /// One line: how many, and what they used since the agent was started.

@@ -10,6 +10,7 @@ pub mod attached;
 mod bpf;
 mod btf;
 mod cells;
+mod departed;
 mod figures;
 mod generation;
 mod glance;
@@ -53,6 +54,7 @@ use traffic_ebpf::{ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, INTERFACE_SLOTS};
 
 pub use self::{
     answered::{Answered, Unavailable},
+    departed::{Absence, Departed},
     figures::{LoadedFigures, ProgramFigures},
     glance::{Glance, Seen},
     host::{HostCells, HostCounter, HostSample},

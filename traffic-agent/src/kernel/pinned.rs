@@ -267,7 +267,12 @@ impl Retired {
 
     /// Whether what a sample gives now will not change any more.
     pub fn is_final(&self) -> bool {
-        self.since.elapsed() >= READ_ON
+        self.final_in().is_zero()
+    }
+
+    /// How long it may still change.
+    pub fn final_in(&self) -> Duration {
+        READ_ON.saturating_sub(self.since.elapsed())
     }
 
     /// Removes their pins. To be called when a sample taken after [`Retired::is_final`] is safe.

@@ -141,9 +141,10 @@ impl PinRoot {
         Ok(names)
     }
 
-    /// Whether the host's ledger is pinned.
+    /// Whether the host's ledger is pinned, whatever version did it.
     pub fn has_host(&self) -> bool {
-        self.target(HOST).directory.exists()
+        let abis = self.abis().unwrap_or_default();
+        abis.into_iter().any(|abi| self.directory(abi).join(HOST).exists())
     }
 
     /// Removes everything that is pinned for this agent: it detaches, and what was counted is gone.

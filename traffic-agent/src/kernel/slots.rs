@@ -4,7 +4,8 @@
 //! write all 65,536 and undo what the program wrote meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    io,
     num::NonZeroUsize,
     ptr::NonNull,
     sync::atomic::{AtomicU8, Ordering},
@@ -149,6 +150,76 @@ impl SlotTables {
             .collect()
     }
 
+    /// The interfaces that have slots of their own: `(slot, number)`.
+    pub fn interfaces(&self) -> Result<Vec<(u8, u32)>, Error> {
+        let owners = self.owners()?.into_iter();
+        Ok(owners
+            .filter_map(|(slot, owner)| match owner {
+                Owner::Interface(number) => Some((slot, number)),
+                Owner::Port(_) => None,
+            })
+            .collect())
+    }
+
+    /// Takes an interface out of the table, as long as nothing passes it. Its slot stays its own: the next
+    /// packet puts it back.
+    pub(super) fn leave(&mut self, number: u32) {
+        if let Ok(number) = u16::try_from(number) {
+            self.entry(TABLE_INTERFACE, number).store(SLOT_NONE, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an interface that was taken out has been put back.
+    pub(super) fn is_back(&self, number: u32) -> bool {
+        u16::try_from(number).is_ok_and(|number| {
+            self.entry(TABLE_INTERFACE, number).load(Ordering::Relaxed) != SLOT_NONE
+        })
+    }
+
+    /// Takes a slot from the interface that has it: the next one that comes may claim it.
+    pub(super) fn free(&mut self, slot: u8) -> Result<(), Error> {
+        match self.owners.remove(&slot_key(TABLE_INTERFACE, slot)) {
+            Ok(()) => Ok(()),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(Error::Map { action: "write", map: "SLOT_OWNERS", source }),
+        }
+    }
+
+    /// Makes the table of interfaces agree with who has which slot. One that found none may claim one as soon as
+    /// one is free. One that claimed its slot while it was taken from it keeps it, or claims another if the slot
+    /// has a new owner by now.
+    pub fn settle_interfaces(&mut self) -> Result<(), Error> {
+        let mut owners: BTreeMap<u8, u32> = self.interfaces()?.into_iter().collect();
+        let range = slot_range(TABLE_INTERFACE);
+        for number in 0..=u16::MAX {
+            let slot = self.entry(TABLE_INTERFACE, number).load(Ordering::Relaxed);
+            let is_right = match slot {
+                SLOT_NONE => true,
+                INTERFACE_SLOT_OTHER => owners.len() > usize::from(range.last - range.first),
+                own => match owners.entry(own) {
+                    Entry::Occupied(owner) => *owner.get() == u32::from(number),
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(number.into());
+                        let owner = slot_owner(TABLE_INTERFACE, number);
+                        self.own(slot_key(TABLE_INTERFACE, own), owner)?
+                    }
+                },
+            };
+            if !is_right {
+                let entry = self.entry(TABLE_INTERFACE, number);
+                // Not what somebody has written meanwhile.
+                let relaxed = Ordering::Relaxed;
+                let _ = entry.compare_exchange(slot, SLOT_NONE, relaxed, relaxed);
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the interface slots that somebody has, those included that nobody needs to claim.
     pub(super) fn owned_interfaces(&self) -> Result<Slots, Error> {
         let mut slots = Slots::NONE;
@@ -173,31 +244,32 @@ impl SlotTables {
         let owner = slot_owner(table, number);
         let mut found = range.rest;
         for slot in range.first..=range.last {
-            let key = slot_key(table, slot);
-            match self.owners.insert(key, owner, NOEXIST) {
-                Ok(()) => {}
-                // Taken: perhaps by this very number.
-                Err(MapError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
-                {
-                    let holder = self.owners.get(&key, 0).map_err(|source| Error::Map {
-                        action: "read",
-                        map: "SLOT_OWNERS",
-                        source,
-                    })?;
-                    if holder != owner {
-                        continue;
-                    }
-                }
-                Err(source) => {
-                    return Err(Error::Map { action: "write", map: "SLOT_OWNERS", source });
-                }
+            if self.own(slot_key(table, slot), owner)? {
+                found = slot;
+                break;
             }
-            found = slot;
-            break;
         }
         self.entry(table, number).store(found, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Makes it the owner of a slot that has none; returns whether it is the owner.
+    fn own(&mut self, key: u32, owner: u32) -> Result<bool, Error> {
+        match self.owners.insert(key, owner, NOEXIST) {
+            Ok(()) => Ok(true),
+            // Taken: perhaps by this very number.
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                let holder = self.owners.get(&key, 0).map_err(|source| Error::Map {
+                    action: "read",
+                    map: "SLOT_OWNERS",
+                    source,
+                })?;
+                Ok(holder == owner)
+            }
+            Err(source) => Err(Error::Map { action: "write", map: "SLOT_OWNERS", source }),
+        }
     }
 
     /// Returns the byte of a table that belongs to a number.

@@ -29,10 +29,10 @@ pub fn post(last: Option<&Absolute>, epoch: &Epoch, now: &[Cell]) -> Result<Vec<
     Ok(new)
 }
 
-/// Returns a sample as it is kept until the next posting.
+/// Returns a sample as it is kept until the next posting; the names of interfaces are the caller's to add.
 pub fn absolute(epoch: Epoch, now: &[Cell]) -> Absolute {
     let cells = (0..).zip(now.iter().copied()).filter(|(_, cell)| *cell != Cell::default());
-    Absolute { epoch, cells: cells.collect() }
+    Absolute { epoch, interfaces: Vec::new(), cells: cells.collect() }
 }
 
 #[cfg(test)]

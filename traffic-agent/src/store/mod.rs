@@ -8,7 +8,8 @@
 //! read in milliseconds; both change in the same transaction, so that either sums up to what was posted.
 //! `cut` says at which quarters each day begins and ends, so that another zone (or other rules of the
 //! same) is noticed when the store is opened, and all days are cut again. `absolute` holds the counters
-//! that the last flush took, so that a daemon that was killed goes on exactly where the book ends.
+//! that the last flush took, so that a daemon that was killed goes on exactly where the book ends; `interface`
+//! the names of what they were counted at, which may be gone then.
 //!
 //! **What survives.** A flush is one transaction: all of it or nothing. WAL with `synchronous = FULL` syncs
 //! the log once per flush, so a power cut loses nothing that a flush had returned for, and never leaves half
@@ -28,6 +29,7 @@
 //!
 //! [`Counters::at_limit`]: crate::report::Counters::at_limit
 
+mod absolute;
 mod days;
 mod error;
 mod files;

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("schema_1.sql"),
     include_str!("schema_host.sql"),
     include_str!("schema_readings.sql"),
+    include_str!("schema_interfaces.sql"),
 ];
 
 /// The schema that this program reads and writes.

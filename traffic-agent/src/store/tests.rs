@@ -81,6 +81,7 @@ fn empty(target: &str, quarter: Quarter) -> TargetFlush {
         target: target.to_owned(),
         selector: format!("unit:{target}.service"),
         taken_at: quarter.start(),
+        observed_until: None,
         quarter,
         postings: Vec::new(),
         observed: Vec::new(),

@@ -6,16 +6,13 @@ use std::time::Duration;
 
 use jiff::{Timestamp, tz::TimeZone};
 use rusqlite::config::DbConfig;
-use rusqlite::{
-    Connection, OpenFlags, OptionalExtension as _, Row, Transaction, TransactionBehavior,
-};
-use traffic_ebpf::Cell;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior};
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, files, host, prune, readings, schema, timestamp};
+use super::{Error, LIMIT, Retention, absolute, files, host, prune, readings, schema, timestamp};
 use crate::{
-    history::{Absolute, Epoch, Event, Flush, Quarter, Series, TargetFlush},
+    history::{Absolute, Event, Flush, Quarter, Series, TargetFlush},
     report::Counters,
 };
 
@@ -122,7 +119,7 @@ impl Store {
 
     /// The counters that the last flush took, of every epoch that was not closed.
     pub fn absolutes(&self, target: &str) -> Result<Vec<Absolute>, Error> {
-        read_absolutes(&self.connection, target).map_err(|source| self.failed(source))
+        absolute::read(&self.connection, target).map_err(|source| self.failed(source))
     }
 
     /// When the counters of the last flush of a target were read; `None` before the first.
@@ -131,6 +128,17 @@ impl Store {
             .query_row("SELECT flushed_at FROM target WHERE name = ?1", [target], |row| row.get(0))
             .optional()
             .map(|at| at.map(timestamp))
+            .map_err(|source| self.failed(source))
+    }
+
+    /// Until when a target was observed before its last flush ended, by the clock of that boot; `None` where
+    /// that is not known.
+    pub fn observed_until(&self, target: &str) -> Result<Option<Duration>, Error> {
+        const UNTIL: &str = "SELECT observed_until FROM target WHERE name = ?1";
+        self.connection
+            .query_row(UNTIL, [target], |row| row.get::<_, Option<i64>>(0))
+            .optional()
+            .map(|until| until.flatten().map(|until| Duration::from_millis(until.cast_unsigned())))
             .map_err(|source| self.failed(source))
     }
 
@@ -162,10 +170,10 @@ impl Store {
             write_postings(&transaction, id, target, series, &mut self.calendar)?;
             write_observed(&transaction, id, &target.observed, &mut self.calendar)?;
             for absolute in &target.absolute {
-                write_absolute(&transaction, id, absolute)?;
+                absolute::write(&transaction, id, absolute)?;
             }
             for epoch in &target.closed {
-                close(&transaction, id, epoch)?;
+                absolute::close(&transaction, id, epoch)?;
             }
             for event in &target.events {
                 write_event(&transaction, id, event)?;
@@ -220,16 +228,20 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 
 fn write_target(transaction: &Transaction<'_>, flush: &TargetFlush) -> rusqlite::Result<i64> {
     let taken_at = flush.taken_at.as_millisecond();
+    // A clock that fits: 292 million years.
+    let until = flush.observed_until.map(|until| until.as_millis() as i64);
     let observed: i64 =
         flush.observed.iter().map(|&(_, milliseconds)| i64::from(milliseconds)).sum();
     transaction
         .prepare_cached(
-            "INSERT INTO target (name, selector, since, flushed_at) VALUES (?1, ?2, ?3, ?4)
+            "INSERT INTO target (name, selector, since, flushed_at, observed_until)
+             VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (name) DO UPDATE SET
-                selector = excluded.selector, flushed_at = excluded.flushed_at
+                selector = excluded.selector, flushed_at = excluded.flushed_at,
+                observed_until = excluded.observed_until
              RETURNING id",
         )?
-        .query_row((&flush.target, &flush.selector, taken_at - observed, taken_at), |row| {
+        .query_row((&flush.target, &flush.selector, taken_at - observed, taken_at, until), |row| {
             row.get(0)
         })
 }
@@ -326,50 +338,6 @@ fn remember(
     }
 }
 
-/// Lets the counters of an epoch take the place of those kept; only those that changed are written.
-fn write_absolute(
-    transaction: &Transaction<'_>,
-    target: i64,
-    absolute: &Absolute,
-) -> rusqlite::Result<()> {
-    let epoch: i64 = transaction
-        .prepare_cached(
-            "INSERT INTO epoch (target, boot_id, map_id) VALUES (?1, ?2, ?3)
-             ON CONFLICT DO UPDATE SET target = target
-             RETURNING id",
-        )?
-        .query_row((target, &absolute.epoch.boot_id, absolute.epoch.map_id), |row| row.get(0))?;
-    let mut kept: BTreeMap<u32, Cell> = read_cells(transaction, epoch)?.into_iter().collect();
-    let mut replace = transaction
-        .prepare_cached("REPLACE INTO absolute VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
-    for (place, cell) in &absolute.cells {
-        if kept.remove(place).as_ref() == Some(cell) {
-            continue;
-        }
-        let Cell { packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes } =
-            *cell;
-        let [a, b, c, d, e, f] =
-            [packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes]
-                .map(u64::cast_signed);
-        replace.execute((epoch, place, a, b, c, d, e, f))?;
-    }
-    let mut forget =
-        transaction.prepare_cached("DELETE FROM absolute WHERE epoch = ?1 AND cell = ?2")?;
-    for place in kept.keys() {
-        forget.execute((epoch, place))?;
-    }
-    Ok(())
-}
-
-fn close(transaction: &Transaction<'_>, target: i64, epoch: &Epoch) -> rusqlite::Result<()> {
-    const EPOCHS: &str = "FROM epoch WHERE target = ?1 AND boot_id = ?2 AND map_id = ?3";
-    let epoch = (target, &epoch.boot_id, epoch.map_id);
-    transaction
-        .prepare_cached(&format!("DELETE FROM absolute WHERE epoch IN (SELECT id {EPOCHS})"))?
-        .execute(epoch)?;
-    transaction.prepare_cached(&format!("DELETE {EPOCHS}"))?.execute(epoch).map(drop)
-}
-
 pub(super) fn write_event(
     transaction: &Transaction<'_>,
     target: i64,
@@ -388,40 +356,4 @@ pub(super) fn write_event(
             &event.message,
         ))
         .map(drop)
-}
-
-fn read_absolutes(connection: &Connection, target: &str) -> rusqlite::Result<Vec<Absolute>> {
-    let mut epochs = connection.prepare_cached(
-        "SELECT epoch.id, boot_id, map_id FROM epoch JOIN target ON target.id = epoch.target
-         WHERE target.name = ?1 ORDER BY epoch.id",
-    )?;
-    let epochs = epochs.query_map([target], |row| {
-        Ok((row.get::<_, i64>(0)?, Epoch { boot_id: row.get(1)?, map_id: row.get(2)? }))
-    })?;
-    epochs
-        .map(|epoch| {
-            let (id, epoch) = epoch?;
-            Ok(Absolute { epoch, cells: read_cells(connection, id)? })
-        })
-        .collect()
-}
-
-fn read_cells(connection: &Connection, epoch: i64) -> rusqlite::Result<Vec<(u32, Cell)>> {
-    let mut cells = connection.prepare_cached(
-        "SELECT cell, packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes
-         FROM absolute WHERE epoch = ?1 ORDER BY cell",
-    )?;
-    let counter = |row: &Row<'_>, column| row.get(column).map(i64::cast_unsigned);
-    let cells = cells.query_map([epoch], |row| {
-        let cell = Cell {
-            packets: counter(row, 1)?,
-            bytes: counter(row, 2)?,
-            wire_packets: counter(row, 3)?,
-            wire_bytes: counter(row, 4)?,
-            payload_bytes: counter(row, 5)?,
-            retransmitted_bytes: counter(row, 6)?,
-        };
-        Ok((row.get(0)?, cell))
-    })?;
-    cells.collect()
 }

@@ -1,7 +1,9 @@
 //! What is flushed is what is read.
 
+use std::time::Duration;
+
 use super::*;
-use crate::history::{Event, EventKind};
+use crate::history::{Event, EventKind, KnownInterface};
 
 #[test]
 fn a_flush_is_read_back_with_all_its_parts() {
@@ -15,8 +17,11 @@ fn a_flush_is_read_back_with_all_its_parts() {
         kind: EventKind::Gap,
         message: "the cgroup was gone".to_owned(),
     };
-    let absolute =
-        Absolute { epoch: epoch(7), cells: vec![(3, cell(1000)), (515, cell(u64::MAX))] };
+    let absolute = Absolute {
+        epoch: epoch(7),
+        interfaces: vec![],
+        cells: vec![(3, cell(1000)), (515, cell(u64::MAX))],
+    };
     let mut store = open(directory.path());
     assert_eq!(store.last_flush("xray").unwrap(), None);
     store
@@ -102,6 +107,36 @@ fn events_of_a_span_are_those_that_have_an_instant_in_it() {
 }
 
 #[test]
+fn names_of_interfaces_are_kept_with_the_counters_and_forgotten_with_them() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    let known = |number, name: &str, scope| KnownInterface { number, name: name.to_owned(), scope };
+    let both = vec![known(7, "ppp0", Scope::Billed), known(9, "wg0", Scope::Unbilled)];
+    let one_left = vec![known(9, "wg1", Scope::Unbilled)];
+    for interfaces in [both, one_left, vec![]] {
+        let absolute = Absolute { epoch: epoch(1), interfaces, cells: vec![(0, cell(1))] };
+        let absolute = vec![absolute];
+        let flush = TargetFlush { absolute: absolute.clone(), ..empty("xray", Quarter(0)) };
+        store.flush(&one(flush)).unwrap();
+        assert_eq!(store.absolutes("xray").unwrap(), absolute);
+    }
+    let closed = vec![epoch(1)];
+    store.flush(&one(TargetFlush { closed, ..empty("xray", Quarter(0)) })).unwrap();
+    assert_eq!(store.absolutes("xray").unwrap(), []);
+}
+
+#[test]
+fn until_when_a_target_was_observed_is_that_of_its_last_flush() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    assert_eq!(store.observed_until("xray").unwrap(), None);
+    for observed_until in [None, Some(Duration::from_millis(1234)), Some(Duration::from_secs(9))] {
+        store.flush(&one(TargetFlush { observed_until, ..empty("xray", Quarter(0)) })).unwrap();
+        assert_eq!(store.observed_until("xray").unwrap(), observed_until);
+    }
+}
+
+#[test]
 fn kept_counters_are_those_of_the_last_flush_until_their_epoch_is_closed() {
     let directory = directory();
     let mut store = open(directory.path());
@@ -112,6 +147,7 @@ fn kept_counters_are_those_of_the_last_flush_until_their_epoch_is_closed() {
     };
     let of = |map_id, cells: &[(u32, u64)]| Absolute {
         epoch: epoch(map_id),
+        interfaces: vec![],
         cells: cells.iter().map(|&(place, bytes)| (place, cell(bytes))).collect(),
     };
     assert_eq!(flush(vec![of(1, &[(0, 1), (9, 2)])], vec![]), [of(1, &[(0, 1), (9, 2)])]);

@@ -61,7 +61,7 @@ impl Model {
             self.absolutes.get(&(target, epoch.clone())).into_iter().flatten().copied().collect();
         let kept = cells.entry(port.into()).or_default();
         kept.wire_bytes = kept.wire_bytes.wrapping_add(wire_bytes);
-        let absolute = Absolute { epoch, cells: cells.into_iter().collect() };
+        let absolute = Absolute { epoch, interfaces: vec![], cells: cells.into_iter().collect() };
         let flush = TargetFlush {
             postings: vec![(series(port), Counters { wire_bytes, ..Counters::default() })],
             observed: vec![(Quarter(at), 7), (Quarter(at + 1), 1)],
@@ -101,7 +101,11 @@ impl Model {
             kept.sort_by(|a, b| a.epoch.cmp(&b.epoch));
             let expected = self.absolutes.iter().filter(|((target, _), _)| *target == number);
             let expected: Vec<_> = expected
-                .map(|((_, epoch), cells)| Absolute { epoch: epoch.clone(), cells: cells.clone() })
+                .map(|((_, epoch), cells)| Absolute {
+                    epoch: epoch.clone(),
+                    interfaces: vec![],
+                    cells: cells.clone(),
+                })
                 .collect();
             assert_eq!(kept, expected, "{target}");
         }
