@@ -86,6 +86,11 @@ pub struct Settings {
     /// What to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "TRAFFIC_AGENT_LOG_LEVEL")]
     pub log_level: Option<String>,
+    /// For how much more than counting it keeps rights: nothing, processes (whose sockets are whose),
+    /// namespaces (targets in other network namespaces: nearly root), or auto, what was granted on
+    /// purpose or, of root's whole power, what the targets need [default: auto]
+    #[arg(long, value_name = "WHAT", env = "TRAFFIC_AGENT_LOOK_INTO")]
+    pub look_into: Option<String>,
     /// Where history and lock are [default: /var/lib/traffic-agent]
     #[arg(long, value_name = "DIR", env = "TRAFFIC_AGENT_STATE_DIR")]
     pub state_dir: Option<String>,
@@ -164,6 +169,7 @@ impl Settings {
             one(name::ESTIMATES_MINUTES_DAYS, &retention.retention_estimates_minutes_days),
             one(name::ESTIMATES_QUARTERS_DAYS, &retention.retention_estimates_quarters_days),
             one(name::LOG_LEVEL, &self.log_level),
+            one(name::LOOK_INTO, &self.look_into),
             one(name::STATE_DIR, &self.state_dir),
             one(name::BPFFS, &self.bpffs),
         ]

@@ -156,6 +156,7 @@ fn every_mistake_says_where_it_is_and_what_to_write() {
         ("link_overhead = 99999999999999999999999".into(), "stands where a number of bytes"),
         ("log_level = \"loud\"".into(), "write error, warn, info, debug or trace"),
         ("log_level = 1979-05-27".into(), "a date stands where a level in quotes is expected"),
+        ("look_into = \"all\"".into(), "write auto, nothing, processes or namespaces"),
         ("state_dir = \"lib\"".into(), "\"lib\" is not an absolute path; write it from / on"),
         ("state_dir = \"/\"".into(), "write a directory of its own"),
         ("bpffs = \"/sys/../fs\"".into(), "without .."),
