@@ -68,7 +68,7 @@ pub struct Report {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     pub by: Vec<By>,
     /// Add a column with N bytes more for each packet on the wire, a model of what interfaces count: 14 for
-    /// Ethernet
+    /// Ethernet. With --by cgroup: balance with this many in place of the configured `link_overhead`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000))]
     pub link_overhead: Option<u32>,
     /// How wrong the estimates were in each row of time: of the rules' counters where they were read, else of
