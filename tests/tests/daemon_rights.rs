@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -159,6 +160,28 @@ fn rights_to_look_into_a_namespace_are_kept_where_the_target_is_in_another() -> 
     let mut home = home(&site, &[])?;
     let [counted, captured] = live_through_everything(&site, &mut home, PROCESSES | SYS_ADMIN)?;
     assert_eq!(counted, captured, "history (left), capture (right)\n{}", home.log());
+    Ok(())
+}
+
+#[test]
+fn rights_that_are_missing_are_named_before_anything_is_made() -> Result<()> {
+    let home = Home::new(&[])?;
+    let state = home.file("none");
+    let run = home.command("run");
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-all", "--inh-caps", "-all"])
+        .arg(run.get_program())
+        .args(["run", "cgroup:/nosuch", "--state-dir"])
+        .arg(&state)
+        .output()
+        .context("setpriv of util-linux")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN are missing; run as root"),
+        "{said}"
+    );
+    assert!(!state.exists(), "a state directory was made");
     Ok(())
 }
 

@@ -80,9 +80,6 @@ pub struct Settings {
     /// How often the history is written, the most that a power cut takes: 1s to 10m [default: 10s]
     #[arg(long, value_name = "TIME", env = "TRAFFIC_AGENT_FLUSH_INTERVAL")]
     pub flush_interval: Option<String>,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at their type")]
-    pub retention: RetentionArgs,
     /// What to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "TRAFFIC_AGENT_LOG_LEVEL")]
     pub log_level: Option<String>,
@@ -97,6 +94,10 @@ pub struct Settings {
     /// Where the BPF filesystem is mounted [default: /sys/fs/bpf]
     #[arg(long, value_name = "DIR", env = "TRAFFIC_AGENT_BPFFS")]
     pub bpffs: Option<String>,
+    // Last: its heading goes on to the end of the help.
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at their type")]
+    pub retention: RetentionArgs,
 }
 
 /// How long history is kept.

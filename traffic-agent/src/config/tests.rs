@@ -89,6 +89,8 @@ fn every_setting_is_a_flag_and_a_variable_of_run() {
         let named = |arg: &&clap::Arg| arg.get_long() == Some(setting.flag);
         let arg = command.get_arguments().find(named).expect(setting.flag);
         assert_eq!(arg.get_env(), Some(setting.variable.as_ref()), "{}", setting.flag);
+        let is_retention = setting.flag.starts_with("retention");
+        assert_eq!(arg.get_help_heading().is_some(), is_retention, "{}", setting.flag);
     }
     let others: Vec<_> = command
         .get_arguments()

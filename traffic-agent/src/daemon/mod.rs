@@ -108,6 +108,7 @@ struct Daemon<'h> {
 pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     let mut signals = Signals::take()?;
     logging::start(config.log_level);
+    rights::require()?;
     let host = Host::detect()?;
     rights::drop_others(config.look_into, &host, &config.targets);
     let _lock = Lock::take(&config.state_dir)?;
@@ -135,6 +136,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     };
     daemon.open_store(now);
     daemon.targets.look(now, now.wall, None, |_| true);
+    daemon.targets.tell_absent();
     daemon.read(Now::read());
     daemon.flush();
     notify::ready(&daemon.status());

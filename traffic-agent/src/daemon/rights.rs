@@ -18,6 +18,36 @@ use crate::config::{LookInto, Target};
 use crate::netns::NetNs;
 use crate::target::{Host, Value, processes, resolve};
 
+/// What it takes to count is missing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not permitted to count: {0} missing; run as root, or as the unit that `traffic-agent install` makes"
+)]
+pub struct Missing(String);
+
+/// Refuses to start without what it takes to count.
+pub fn require() -> Result<(), Missing> {
+    // Where they cannot be read the kernel has the last word.
+    let Ok(effective) = caps::read(None, CapSet::Effective) else { return Ok(()) };
+    require_of(&effective)
+}
+
+fn require_of(effective: &CapsHashSet) -> Result<(), Missing> {
+    use Capability::*;
+    let has = |capability| effective.contains(&capability);
+    let missing = [CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN].into_iter().filter(|&capability| {
+        // CAP_SYS_ADMIN contains them, and before Linux 5.8 was all that there was.
+        let contained = capability != CAP_NET_ADMIN && has(CAP_SYS_ADMIN);
+        !has(capability) && !contained
+    });
+    let missing: Vec<String> = missing.map(|capability| capability.to_string()).collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        [only] => Err(Missing(format!("{only} is"))),
+        several => Err(Missing(format!("{} are", several.join(", ")))),
+    }
+}
+
 /// Drops what is not needed. What cannot be dropped is kept, and said: counting matters more.
 pub fn drop_others(look_into: LookInto, host: &Host, targets: &[Target]) {
     // Before Linux 5.11 maps count against it, and it takes CAP_SYS_RESOURCE to raise it. Where that is
@@ -147,6 +177,17 @@ mod tests {
         assert_eq!(kept(&opted_in, LookInto::Auto), opted_in);
         assert_eq!(kept(&opted_in, LookInto::Nothing), unit);
         assert!(kept(&set(&[]), LookInto::Auto).is_empty());
+    }
+
+    #[test]
+    fn what_is_missing_to_count_is_named() {
+        assert_eq!(require_of(&set(&COUNTING)), Ok(()));
+        assert_eq!(require_of(&set(&[CAP_SYS_ADMIN, CAP_NET_ADMIN])), Ok(()));
+        let message = |given: &[Capability]| require_of(&set(given)).unwrap_err().to_string();
+        let start =
+            "not permitted to count: CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN are missing; run as root";
+        assert!(message(&[]).starts_with(start), "{}", message(&[]));
+        assert!(message(&[CAP_SYS_ADMIN]).contains(": CAP_NET_ADMIN is missing;"));
     }
 
     #[test]
