@@ -34,21 +34,19 @@ pub struct Backwards;
 
 /// Returns what was counted between two samples of one instance.
 pub fn difference(start: &[Cell], end: &[Cell]) -> Result<Vec<Cell>, Backwards> {
-    start
-        .iter()
-        .zip(end)
-        .map(|(start, end)| {
-            let minus = |end: u64, start: u64| end.checked_sub(start).ok_or(Backwards);
-            Ok(Cell {
-                packets: minus(end.packets, start.packets)?,
-                bytes: minus(end.bytes, start.bytes)?,
-                wire_packets: minus(end.wire_packets, start.wire_packets)?,
-                wire_bytes: minus(end.wire_bytes, start.wire_bytes)?,
-                payload_bytes: minus(end.payload_bytes, start.payload_bytes)?,
-                retransmitted_bytes: minus(end.retransmitted_bytes, start.retransmitted_bytes)?,
-            })
-        })
-        .collect()
+    start.iter().zip(end).map(|(start, end)| cell_difference(start, end)).collect()
+}
+
+fn cell_difference(start: &Cell, end: &Cell) -> Result<Cell, Backwards> {
+    let minus = |end: u64, start: u64| end.checked_sub(start).ok_or(Backwards);
+    Ok(Cell {
+        packets: minus(end.packets, start.packets)?,
+        bytes: minus(end.bytes, start.bytes)?,
+        wire_packets: minus(end.wire_packets, start.wire_packets)?,
+        wire_bytes: minus(end.wire_bytes, start.wire_bytes)?,
+        payload_bytes: minus(end.payload_bytes, start.payload_bytes)?,
+        retransmitted_bytes: minus(end.retransmitted_bytes, start.retransmitted_bytes)?,
+    })
 }
 
 /// What the elements of a sample stand for, `INTERFACE_SLOTS` each.

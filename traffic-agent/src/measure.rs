@@ -13,7 +13,7 @@ use crate::kernel::pins::PinRoot;
 use crate::kernel::{Counter, Options, Owner, Retired, Sample};
 use crate::ledger::Names;
 use crate::method::ListeningPort;
-use crate::network::{self, Networks};
+use crate::network::{self, BoundLooks, Networks};
 use crate::report::{Finding, Protocol, Scope, Severity};
 use crate::target::sockets::Which;
 use crate::target::{self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value};
@@ -73,6 +73,8 @@ pub struct Measurement<'h> {
     counter: Counter,
     /// Whether it was loaded for transparent listeners.
     transparent: bool,
+    /// Whether one was there at the last look.
+    has_transparent: bool,
     networks: Networks,
     /// The cgroups that the counter hangs on, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
@@ -144,6 +146,7 @@ impl<'h> Measurement<'h> {
             plan,
             counter,
             transparent: options.transparent,
+            has_transparent: false,
             networks,
             hung: BTreeMap::new(),
             unsure_since: None,
@@ -155,11 +158,10 @@ impl<'h> Measurement<'h> {
         Ok((measurement, with_it))
     }
 
-    /// Whether the programs were loaded for what the target is now: transparent listeners need a variant.
-    pub fn is_up_to_date(&self) -> Result<bool> {
-        let survey = Survey::take(self.host, &self.plan.cgroups, Which::Bound)?;
-        let transparent = survey.listening(&self.plan.ports).iter().any(|port| port.transparent);
-        Ok(!transparent || self.transparent)
+    /// Whether the programs were loaded for what the target was at the last [`Measurement::follow`]: transparent
+    /// listeners need a variant.
+    pub fn is_up_to_date(&self) -> bool {
+        !self.has_transparent || self.transparent
     }
 
     /// Takes these cgroups for the target, and attaches to those that are new. Those it hung on before stay
@@ -240,6 +242,11 @@ impl<'h> Measurement<'h> {
     /// once a second. The program finds new TCP listeners and UDP binds by itself; this finds what
     /// listened before, and takes ports away that nobody uses any more.
     pub fn follow(&mut self) -> Result<()> {
+        self.follow_with(&mut BoundLooks::default())
+    }
+
+    /// The same for one target of several. `looks`: where those before it have looked just now.
+    pub fn follow_with(&mut self, looks: &mut BoundLooks) -> Result<()> {
         let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
         for &pid in &pids {
             if let Some(process) = target::processes::read(&self.host.proc, pid) {
@@ -254,10 +261,14 @@ impl<'h> Measurement<'h> {
         self.look_at_networks(pids)?;
 
         self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
-        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
-        for socket in sockets.iter().filter(|socket| network::listens(socket)) {
+        let sockets = self.networks.bound(looks, &self.owned)?;
+        self.has_transparent = false;
+        for (socket, waits) in &sockets {
             let port = ListeningPort { protocol: socket.protocol, port: socket.local.port() };
-            self.counter.slots().claim_port(port)?;
+            if network::listens(socket) {
+                self.counter.slots().claim_port(port)?;
+            }
+            self.has_transparent |= socket.transparent && *waits && !self.plan.ports.excludes(port);
         }
         let unused: Vec<ListeningPort> = self
             .counter
@@ -265,7 +276,7 @@ impl<'h> Measurement<'h> {
             .client_ports()
             .into_iter()
             .filter(|port| !self.plan.ports.adds(*port))
-            .filter(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)))
+            .filter(|port| !sockets.iter().any(|(socket, _)| network::uses_port(socket, *port)))
             .collect();
         if unused.is_empty() { Ok(()) } else { self.release(unused) }
     }

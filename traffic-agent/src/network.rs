@@ -1,5 +1,6 @@
 //! The network namespaces of a target: names of their interfaces, listening ports of its sockets.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,8 @@ use crate::method::ListeningPort;
 use crate::netns::NetNs;
 use crate::report::{Finding, Protocol, Severity};
 use crate::target::sockets::{self, Socket, State, Which};
-use crate::target::{Error, processes};
+use crate::target::survey::Namespace;
+use crate::target::{Error, ports, processes};
 
 /// The namespaces that processes of a target were seen in, and what was found there.
 #[derive(Default)]
@@ -125,11 +127,24 @@ impl Networks {
         let mut all = Vec::new();
         for netns in self.all()? {
             let sockets = netns.run(|| sockets::dump(which))??;
-            all.extend(
-                sockets
-                    .into_iter()
-                    .filter(|socket| socket.cgroup_id.is_some_and(|id| owned.contains(&id))),
-            );
+            all.extend(sockets.into_iter().filter(|socket| is_owned(socket, owned)));
+        }
+        Ok(all)
+    }
+
+    /// The same of those that are [bound](Which::Bound), each with whether it waits for clients. `looks`: where
+    /// other targets may have looked already.
+    pub fn bound(
+        &self,
+        looks: &mut BoundLooks,
+        owned: &BTreeSet<u64>,
+    ) -> Result<Vec<(Socket, bool)>, Error> {
+        let mut all = Vec::new();
+        for netns in self.all()? {
+            let namespace = looks.of(&netns)?;
+            let own = namespace.sockets.iter().filter(|it| is_owned(it, owned));
+            let waits = |socket: &Socket| ports::is_listening(socket, &namespace.ephemeral);
+            all.extend(own.map(|socket| (socket.clone(), waits(socket))));
         }
         Ok(all)
     }
@@ -162,6 +177,26 @@ impl Networks {
         }
         self.seen.iter().map(|netns| netns.try_clone().map_err(Error::from)).collect()
     }
+}
+
+/// Looks at the sockets that are bound in namespaces: into each of them once, however many targets are there.
+#[derive(Default)]
+pub struct BoundLooks(BTreeMap<u64, Namespace>);
+
+impl BoundLooks {
+    fn of(&mut self, netns: &NetNs) -> Result<&Namespace, Error> {
+        match self.0.entry(netns.inode()) {
+            Entry::Occupied(looked) => Ok(looked.into_mut()),
+            Entry::Vacant(place) => {
+                let look = || Namespace::look(netns.inode(), None, Which::Bound);
+                Ok(place.insert(netns.run(look)??))
+            }
+        }
+    }
+}
+
+fn is_owned(socket: &Socket, owned: &BTreeSet<u64>) -> bool {
+    socket.cgroup_id.is_some_and(|id| owned.contains(&id))
 }
 
 /// How many SYN-ACKs with a cookie a namespace has sent; `None` if it does not say.

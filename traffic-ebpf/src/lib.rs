@@ -74,6 +74,16 @@ pub struct Sums {
 const _: () = assert!(size_of::<Sums>() == 48 && align_of::<Sums>() == 8);
 
 impl Sums {
+    /// Nothing counted yet.
+    pub const ZERO: Self = Self {
+        packets: 0,
+        bytes: 0,
+        payload_bytes: 0,
+        split_packets: 0,
+        split_bytes: 0,
+        retransmitted_bytes: 0,
+    };
+
     /// Adds another CPU's sums. They only grow, but for `split_bytes`; beyond a `u64` they stand at the
     /// limit, which the report recognises.
     #[inline(always)]
@@ -121,6 +131,14 @@ pub struct InterfaceSums {
     pub cells: [Sums; CELLS_PER_INTERFACE],
     /// The program's own: the packet before, if that was to complete a handshake.
     pub handshake: Handshake,
+}
+
+impl InterfaceSums {
+    /// Nothing counted yet.
+    pub const ZERO: Self = Self {
+        cells: [Sums::ZERO; CELLS_PER_INTERFACE],
+        handshake: Handshake { fingerprint: 0, packet: 0, at_ns: 0 },
+    };
 }
 
 /// Elements of the map `CELLS`.

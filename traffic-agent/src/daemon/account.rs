@@ -19,6 +19,7 @@ use crate::kernel::pins::PinRoot;
 use crate::ledger;
 use crate::measure::{Measurement, Plan};
 use crate::method::ListeningPort;
+use crate::network::BoundLooks;
 use crate::report::Finding;
 use crate::store::Store;
 use crate::target::{Cgroup, Host};
@@ -332,10 +333,10 @@ impl<'h> Account<'h> {
         self.measurement.is_unsure() && !self.is_sought()
     }
 
-    /// Follows ports, interfaces and processes.
-    pub fn follow(&mut self) -> Result<()> {
+    /// Follows ports, interfaces and processes. `looks`: where other targets have looked just now.
+    pub fn follow(&mut self, looks: &mut BoundLooks) -> Result<()> {
         self.measurement.counter().reap()?;
-        self.measurement.follow()
+        self.measurement.follow_with(looks)
     }
 
     /// Pins again what somebody has unpinned.
@@ -363,8 +364,8 @@ impl<'h> Account<'h> {
     }
 
     /// Whether the programs must be loaded again, because the target needs a variant of them.
-    pub fn is_outdated(&self) -> Result<bool> {
-        Ok(!self.measurement.is_up_to_date()?)
+    pub fn is_outdated(&self) -> bool {
+        !self.measurement.is_up_to_date()
     }
 
     /// Loads the programs again, for what the target is now. Counters and links stay.

@@ -9,6 +9,7 @@ mod book;
 pub mod clock;
 mod estimates;
 mod host;
+mod memory;
 mod rights;
 mod targets;
 mod watch;
@@ -140,6 +141,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     daemon.read(Now::read());
     daemon.flush();
     notify::ready(&daemon.status());
+    memory::give_back();
     daemon.follow_signals(&mut signals, reload).await
 }
 
@@ -247,6 +249,7 @@ impl Daemon<'_> {
             self.targets.look(now, self.silent_since, None, |_| true);
             self.targets.audit();
             self.prune();
+            memory::give_back();
             self.due.audit = instant + AUDIT;
         } else if instant >= self.due.look {
             self.targets.look(now, self.silent_since, None, |target| target.is_sought());

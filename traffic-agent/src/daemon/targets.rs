@@ -14,6 +14,7 @@ use crate::config::Target;
 use crate::history::{Event, Flush};
 use crate::host::{HostFlush, HostTarget};
 use crate::kernel::pins::PinRoot;
+use crate::network::BoundLooks;
 use crate::report::Severity;
 use crate::store::Store;
 use crate::target::{Host, PortFilter, TargetSpec, Value};
@@ -191,8 +192,9 @@ impl<'h> Targets<'h> {
     /// Follows ports and interfaces; returns whether there is a cgroup whose processes are still to come.
     pub fn follow(&mut self) -> bool {
         let mut unsure = false;
+        let mut looks = BoundLooks::default();
         for entry in &mut self.accounts {
-            let followed = entry.account.follow();
+            let followed = entry.account.follow(&mut looks);
             entry.check("cannot follow its ports", followed);
             let pinned = entry.account.pin_again();
             entry.check("its counters are not pinned, and end with this agent", pinned);
@@ -204,10 +206,8 @@ impl<'h> Targets<'h> {
 
     /// Loads the programs again for targets that need a variant of them. Their counters and links stay.
     fn load_variants(&mut self) {
-        for index in 0..self.accounts.len() {
-            let entry = &mut self.accounts[index];
-            let outdated = entry.account.is_outdated();
-            if entry.check("cannot look at its listeners", outdated) {
+        for entry in &mut self.accounts {
+            if entry.account.is_outdated() {
                 let loaded = entry.account.load_again();
                 entry.check("cannot load the variant for transparent listeners", loaded);
             }

@@ -7,21 +7,21 @@ use std::{
     collections::BTreeSet,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
+    sync::OnceLock,
 };
 
 use aya::{
-    Btf as AyaBtf, Ebpf, EbpfLoader,
+    Btf as AyaBtf, Ebpf, EbpfLoader, Endianness,
     maps::{Array, HashMap, MapData, MapError},
     programs::{BtfTracePoint, CgroupSock},
 };
-use traffic_ebpf::{
-    ANSWERED_ELEMENTS, Cell, MOST_CGROUPS, MOST_CONNECTIONS, MOST_NAMESPACES, OFFSETS,
-};
+use traffic_ebpf::{Cell, MOST_CGROUPS, MOST_CONNECTIONS, MOST_NAMESPACES, OFFSETS};
 
 use super::{
-    Element, Error,
+    Error,
     attached::Hook,
-    btf::{self, Btf},
+    btf::{self, Btf, Tracepoint},
+    cells::{Cells, Slots},
     descriptor,
     generation::{self, Generations},
     links::{AttachError, LinkError, Links},
@@ -88,17 +88,36 @@ pub(super) struct Layout {
     offsets: Vec<(&'static str, u32)>,
     reasons: [(&'static str, u32); 3],
     reset_has_owner: u32,
-    has_icmp: bool,
+    /// Those of [`PROGRAMS`], and that of [`ICMP`] if there is one.
+    tracepoints: Vec<(&'static str, Tracepoint)>,
 }
 
+/// There is one running kernel: its types are looked at once, whatever many targets there are.
+static RUNNING: OnceLock<Layout> = OnceLock::new();
+
 impl Layout {
-    /// Looks it up in the kernel's BTF.
-    pub(super) fn of_running_kernel() -> Result<Self, Unavailable> {
+    /// Looks it up in the kernel's BTF, if that was not done before.
+    pub(super) fn of_running_kernel() -> Result<&'static Self, Unavailable> {
+        match RUNNING.get() {
+            Some(known) => Ok(known),
+            None => Self::read().map(|read| RUNNING.get_or_init(|| read)),
+        }
+    }
+
+    fn read() -> Result<Self, Unavailable> {
         let btf = Btf::of_running_kernel()?;
         // skb, location, reason and, since 6.11, the socket.
-        if btf.tracepoint_arguments("kfree_skb").is_none_or(|arguments| arguments < 4) {
+        let says_socket = |tracepoint: Tracepoint| tracepoint.arguments >= 4;
+        if !btf.tracepoint("kfree_skb").is_some_and(says_socket) {
             return Err(Unavailable::NoSocketArgument);
         }
+        let find = |name| {
+            let missing = || btf::Error::Missing(format!("tracepoint `{name}`"));
+            Ok((name, btf.tracepoint(name).ok_or_else(missing)?))
+        };
+        let tracepoints = PROGRAMS.into_iter().map(|(_, name)| find(name));
+        let mut tracepoints = tracepoints.collect::<Result<Vec<_>, btf::Error>>()?;
+        tracepoints.extend(find(ICMP.1).ok());
         let offsets = OFFSETS
             .iter()
             .map(|&(name, structure, member)| Ok((name, btf.offset(structure, member)?)))
@@ -112,12 +131,19 @@ impl Layout {
                 ("REASON_XFRM_POLICY", reason("SKB_DROP_REASON_XFRM_POLICY")?),
             ],
             reset_has_owner: btf.has_parameter("ip_send_unicast_reply", "orig_sk")?.into(),
-            has_icmp: btf.tracepoint_arguments(ICMP.1).is_some(),
+            tracepoints,
         })
     }
 
+    /// The programs to hang on tracepoints, each with its own.
+    fn programs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let is_there = |tracepoint| self.tracepoints.iter().any(|(name, _)| *name == tracepoint);
+        let all = PROGRAMS.into_iter().chain([ICMP]);
+        all.filter(move |(_, tracepoint)| is_there(*tracepoint))
+    }
+
     /// Sets the constants.
-    pub(super) fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+    pub(super) fn set(&'static self, loader: &mut EbpfLoader<'_>) {
         for (name, number) in self.offsets.iter().chain(&self.reasons) {
             loader.override_global(name, number, true);
         }
@@ -132,27 +158,27 @@ pub(super) fn size_maps(loader: &mut EbpfLoader<'_>, wanted: bool) {
 
 /// The programs of one instance, and what they are told.
 pub struct Answered {
-    cells: Array<MapData, Element>,
+    cells: Cells,
     namespaces: HashMap<MapData, u32, u32>,
     cgroups: HashMap<MapData, u64, u32>,
     generations: Generations,
     /// Of the programs of this instance.
     generation: u32,
-    layout: Result<Layout, Unavailable>,
+    layout: Result<&'static Layout, Unavailable>,
     is_attached: bool,
 }
 
 impl Answered {
     pub(super) fn open(
         ebpf: &mut Ebpf,
-        layout: Result<Layout, Unavailable>,
+        layout: Result<&'static Layout, Unavailable>,
         generation: u32,
     ) -> Result<Self, Error> {
         let generations = Array::try_from(take(ebpf, generation::MAP)?);
         Ok(Self {
             generations: Generations::new(generations.map_err(map_error(generation::MAP))?),
             generation,
-            cells: Array::try_from(take(ebpf, "ANSWERED")?).map_err(map_error("ANSWERED"))?,
+            cells: Cells::new(take(ebpf, "ANSWERED")?, "ANSWERED")?,
             namespaces: HashMap::try_from(take(ebpf, "NAMESPACES")?)
                 .map_err(map_error("NAMESPACES"))?,
             cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?).map_err(map_error("CGROUPS"))?,
@@ -226,9 +252,10 @@ impl Answered {
         links: &mut Links,
     ) -> Result<(), Unavailable> {
         self.is_attached = true;
-        let has_icmp = self.layout.as_ref().is_ok_and(|layout| layout.has_icmp);
-        load(ebpf, has_icmp)?;
-        for (name, _) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
+        // Where they are not known, nothing is loaded.
+        let Ok(layout) = self.layout else { return Ok(()) };
+        load(ebpf, layout)?;
+        for (name, _) in layout.programs() {
             let program = descriptor(ebpf, name).map_err(|_| not_loaded(name))?;
             links
                 .attach_to_tracepoint(self.generation, name, program)
@@ -301,18 +328,19 @@ impl Answered {
         Ok(())
     }
 
-    /// Adds what was counted to the end of a sample: [`ANSWERED_ELEMENTS`] elements.
-    pub(super) fn sample(&self, cells: &mut [Cell]) -> Result<(), Error> {
+    /// Adds what was counted in interface slots to the end of a sample: [`ANSWERED_ELEMENTS`] elements, of which
+    /// the last goes with slot 0. Returns the slots in which something was counted.
+    ///
+    /// [`ANSWERED_ELEMENTS`]: traffic_ebpf::ANSWERED_ELEMENTS
+    pub(super) fn sample(&self, slots: Slots, cells: &mut [Cell]) -> Result<Slots, Error> {
         // Also where nothing is counted now: what was counted before stays.
-        read_cells(&self.cells, cells)
+        self.cells.read(slots, cells)
     }
 
     /// How often a program was not run because it was running on that CPU already; `None` where the kernel
     /// does not say.
     pub(super) fn missed(&self, ebpf: &Ebpf) -> Option<u64> {
-        let has_icmp = self.layout.as_ref().is_ok_and(|layout| layout.has_icmp);
-        let programs = PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP));
-        let misses = programs.map(|(name, _)| {
+        let misses = self.layout.as_ref().ok()?.programs().map(|(name, _)| {
             let program: &BtfTracePoint = ebpf.program(name)?.try_into().ok()?;
             let fd = program.fd().ok()?.as_fd().as_raw_fd();
             // Since 5.12. Source: `bpf_prog_show_fdinfo()`, kernel/bpf/syscall.c.
@@ -324,22 +352,11 @@ impl Answered {
     }
 }
 
-/// Reads what was counted: [`ANSWERED_ELEMENTS`] elements.
-pub(super) fn read_cells(map: &Array<MapData, Element>, cells: &mut [Cell]) -> Result<(), Error> {
-    let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
-    for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
-        let Element(element) = map.get(&index, 0).map_err(map_error("ANSWERED"))?;
-        for (cell, sums) in cells.iter_mut().zip(&element.cells) {
-            *cell = sums.cell();
-        }
-    }
-    Ok(())
-}
-
 /// Loads the programs of the tracepoints, and the one that notes closed UDP sockets.
-fn load(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
-    let btf = AyaBtf::from_sys_fs().map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
-    for (name, tracepoint) in PROGRAMS.into_iter().chain(has_icmp.then_some(ICMP)) {
+fn load(ebpf: &mut Ebpf, layout: &Layout) -> Result<(), Unavailable> {
+    let btf = AyaBtf::parse(&btf::of_tracepoints(&layout.tracepoints), Endianness::default())
+        .map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
+    for (name, tracepoint) in layout.programs() {
         let mut load = || -> Result<(), Cause> {
             let program = ebpf.program_mut(name).ok_or("it is not in the object")?;
             let program: &mut BtfTracePoint = program.try_into()?;
@@ -347,8 +364,6 @@ fn load(ebpf: &mut Ebpf, has_icmp: bool) -> Result<(), Unavailable> {
         };
         load().map_err(|error| refused(name, error))?;
     }
-    drop(btf);
-    give_memory_back();
     load_release(ebpf)
 }
 
@@ -374,15 +389,6 @@ fn refused_link(program: &'static str, error: AttachError) -> Unavailable {
         AttachError::Refused(source) => refused(program, source.into()),
         AttachError::Pin(source) => refused(program, source.into()),
     }
-}
-
-/// The kernel's types are 20 MB in many small pieces; the allocator would keep them for the rest of the run.
-fn give_memory_back() {
-    // SAFETY: takes any number, and releases what nobody uses.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 fn unload(ebpf: &mut Ebpf) {

@@ -17,6 +17,7 @@ use std::{
 #[derive(Clone, Copy)]
 #[repr(i64)]
 pub(super) enum Command {
+    MapLookupElem = 1,
     ObjPin = 6,
     ObjGet = 7,
     ObjGetInfoByFd = 15,
@@ -55,6 +56,31 @@ struct Object {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Reads one element of an array.
+///
+/// # Safety
+///
+/// `value` must have room for what the kernel writes: the map's value, rounded up to eight bytes, for every CPU
+/// that there can be if the map is one that each CPU has for itself. Any bytes must be valid in it.
+pub unsafe fn look_up<T>(map: BorrowedFd<'_>, index: u32, value: &mut [T]) -> io::Result<()> {
+    #[repr(C)]
+    struct LookUp {
+        map_fd: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut attributes = LookUp {
+        map_fd: number(map),
+        padding: 0,
+        key: (&raw const index).expose_provenance() as u64,
+        value: value.as_mut_ptr().expose_provenance() as u64,
+        flags: 0,
+    };
+    call(Command::MapLookupElem, &mut attributes).map(drop)
 }
 
 /// Pins a program, map or link. `path` must be new, on a bpf filesystem, and its name without a dot.

@@ -2,16 +2,20 @@
 
 use std::time::Instant;
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{Map, MapData};
 use traffic_ebpf::{
     CELLS_PER_INTERFACE, Cell, DIRECTIONS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOTS,
 };
 
-use super::{CELLS, Element, Error, open_cells, pins::PinRoot, sum_cells};
+use super::{
+    CELLS, Error,
+    cells::{Cells, Slots},
+    pins::PinRoot,
+};
 
 /// The counters of a running target.
 pub struct Glance {
-    cells: PerCpuArray<MapData, Element>,
+    cells: Cells,
 }
 
 /// Wire bytes of all interfaces but loopback, since the counters began.
@@ -37,15 +41,14 @@ impl Glance {
             map: CELLS,
             source,
         })?;
-        let (cells, _) = open_cells(Map::PerCpuArray(data))?;
-        Ok(Some(Self { cells }))
+        Ok(Some(Self { cells: Cells::new(Map::PerCpuArray(data), CELLS)? }))
     }
 
     /// Reads them.
     pub fn look(&self) -> Result<Seen, Error> {
         let mut cells = vec![Cell::default(); INTERFACE_SLOTS * CELLS_PER_INTERFACE];
         let at = Instant::now();
-        sum_cells(&self.cells, &mut cells)?;
+        self.cells.read(Slots::ALL, &mut cells)?;
         let mut sums = [0_u64; DIRECTIONS];
         let elements = cells.chunks_exact(CELLS_PER_INTERFACE);
         for element in elements.skip(usize::from(INTERFACE_SLOT_LOOPBACK) + 1) {

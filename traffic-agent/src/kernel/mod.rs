@@ -9,6 +9,7 @@ mod answered;
 pub mod attached;
 mod bpf;
 mod btf;
+mod cells;
 mod figures;
 mod generation;
 mod glance;
@@ -22,6 +23,7 @@ mod slots;
 mod trace;
 
 use std::{
+    cell::Cell,
     fs::File,
     io,
     os::{
@@ -36,17 +38,16 @@ use answered::Layout;
 use attached::Hook;
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError, PerCpuArray},
+    maps::MapError,
     programs::{CgroupSkb, CgroupSockAddr, ProgramError},
 };
+use cells::{Cells, Slots};
 use generation::Generations;
 use links::{AttachError, LinkError, Links};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use pinned::PinnedMaps;
 use pins::Pins;
-use traffic_ebpf::{
-    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, Cell, INTERFACE_SLOTS, InterfaceSums, Sums,
-};
+use traffic_ebpf::{ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, INTERFACE_SLOTS};
 
 pub use self::{
     answered::{Answered, Unavailable},
@@ -198,15 +199,6 @@ pub struct Options {
     pub answered: bool,
 }
 
-/// A `CELLS` element; a type of our own, so that it can be aya's `Pod`.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Element(InterfaceSums);
-
-// SAFETY: `repr(transparent)` over `InterfaceSums`, which is `repr(C)` and made of `u64`s, no padding;
-// every bit pattern is a valid value.
-unsafe impl aya::Pod for Element {}
-
 /// Elements of a [`Sample`], of all cells of an interface slot each.
 pub const ELEMENTS: usize = INTERFACE_SLOTS + ANSWERED_ELEMENTS;
 
@@ -217,13 +209,16 @@ pub struct Sample {
     pub taken_at: Instant,
     /// [`ELEMENTS`] x `CELLS_PER_INTERFACE` cells, one interface slot after the other: first those of the
     /// hook, then those of the map `ANSWERED`.
-    pub cells: Vec<Cell>,
+    pub cells: Vec<traffic_ebpf::Cell>,
 }
 
 impl Sample {
     /// What an instance that has counted nothing would give.
     pub fn zero(taken_at: Instant) -> Self {
-        Self { taken_at, cells: vec![Cell::default(); ELEMENTS * CELLS_PER_INTERFACE] }
+        Self {
+            taken_at,
+            cells: vec![traffic_ebpf::Cell::default(); ELEMENTS * CELLS_PER_INTERFACE],
+        }
     }
 }
 
@@ -231,9 +226,9 @@ impl Sample {
 pub struct Counter {
     ebpf: Ebpf,
     links: Links,
-    cells: PerCpuArray<MapData, Element>,
-    /// Id of the map `CELLS`, unique until reboot.
-    map_id: u32,
+    cells: Cells,
+    /// Interface slots in which something may have been counted, whoever has them now.
+    counted: Cell<Slots>,
     answered: Answered,
     slots: SlotTables,
     trace: Trace,
@@ -255,7 +250,7 @@ impl Counter {
         options: &Options,
         generation: u32,
         pins: Option<&Pins>,
-    ) -> Result<(Ebpf, Result<Layout, Unavailable>), Error> {
+    ) -> Result<(Ebpf, Result<&'static Layout, Unavailable>), Error> {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
         let retransmissions = u32::from(options.retransmissions);
@@ -300,17 +295,19 @@ impl Counter {
     /// Puts the parts together. `links`: what to attach with.
     fn assemble(
         mut ebpf: Ebpf,
-        layout: Result<Layout, Unavailable>,
+        layout: Result<&'static Layout, Unavailable>,
         generation: u32,
         links: impl FnOnce(&Ebpf) -> Result<Links, Error>,
     ) -> Result<Self, Error> {
         let cells = ebpf.take_map(CELLS).ok_or(Error::Foreign { kind: "map", name: CELLS })?;
-        let (cells, map_id) = open_cells(cells)?;
+        let cells = Cells::new(cells, CELLS)?;
+        // Nothing is known of what was counted before.
+        let counted = Cell::new(Slots::ALL);
         let answered = Answered::open(&mut ebpf, layout, generation)?;
         let slots = SlotTables::open(&mut ebpf)?;
         let trace = Trace::open(&mut ebpf)?;
         let links = links(&ebpf)?;
-        Ok(Self { ebpf, links, cells, map_id, answered, slots, trace, pinned_maps: Vec::new() })
+        Ok(Self { ebpf, links, cells, counted, answered, slots, trace, pinned_maps: Vec::new() })
     }
 
     /// Attaches to a cgroup: from now on the packets of its sockets, and of those of its descendants,
@@ -364,7 +361,7 @@ impl Counter {
 
     /// Id of the map of the counters, unique until reboot: these counters only grow.
     pub fn map_id(&self) -> u32 {
-        self.map_id
+        self.cells.id()
     }
 
     /// Reads every counter once, summed over CPUs.
@@ -372,10 +369,12 @@ impl Counter {
     /// Each counter is read at once, but not all at the same time: under load, packets and bytes may
     /// differ by what passed in between.
     pub fn sample(&self) -> Result<Sample, Error> {
+        // The program counts in a slot when it has an owner, not before.
+        let slots = self.counted.get().with(self.slots.owned_interfaces()?);
         let mut sample = Sample::zero(Instant::now());
-        let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
-        self.answered.sample(answered)?;
-        sum_cells(&self.cells, counted)?;
+        let (own, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
+        let counted = self.answered.sample(slots, answered)?;
+        self.counted.set(counted.with(self.cells.read(slots, own)?));
         Ok(sample)
     }
 
@@ -437,34 +436,6 @@ fn with_locked_memory<T>(load: impl FnOnce() -> T) -> T {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
     }
     loaded
-}
-
-fn open_cells(map: Map) -> Result<(PerCpuArray<MapData, Element>, u32), Error> {
-    let map_error = |source| Error::Map { action: "read", map: CELLS, source };
-    let id = match &map {
-        Map::PerCpuArray(data) => data.info().map_err(map_error)?.id(),
-        _ => return Err(Error::Foreign { kind: "per-CPU array", name: CELLS }),
-    };
-    Ok((PerCpuArray::try_from(map).map_err(map_error)?, id))
-}
-
-/// Sums the cells over CPUs.
-fn sum_cells(map: &PerCpuArray<MapData, Element>, sums: &mut [Cell]) -> Result<(), Error> {
-    for (slot, cells) in (0u32..).zip(sums.chunks_exact_mut(CELLS_PER_INTERFACE)) {
-        let per_cpu = map.get(&slot, 0).map_err(|source| Error::Map {
-            action: "read",
-            map: CELLS,
-            source,
-        })?;
-        for (index, cell) in cells.iter_mut().enumerate() {
-            let mut sum = Sums::default();
-            for Element(element) in per_cpu.iter() {
-                sum.add(&element.cells[index]);
-            }
-            *cell = sum.cell();
-        }
-    }
-    Ok(())
 }
 
 /// Returns the descriptor of a loaded program.

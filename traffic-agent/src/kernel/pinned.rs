@@ -12,22 +12,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, Map, MapData, MapError, MapInfo};
 use traffic_ebpf::{
-    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, INTERFACE_SLOTS, SLOT_OWNERS_ENTRIES, TABLE_BYTES,
-    TABLES,
+    ANSWERED_ELEMENTS, CELLS_PER_INTERFACE, INTERFACE_SLOTS, InterfaceSums, SLOT_OWNERS_ENTRIES,
+    TABLE_BYTES, TABLES,
 };
 
 use super::{
-    CELLS, Counter, Element, Error, Options, PROGRAMS, Sample,
-    answered::{self, read_cells},
+    CELLS, Counter, Error, Options, PROGRAMS, Sample, answered,
     attached::Hook,
-    bpf, descriptor,
+    bpf,
+    cells::{Cells, Slots},
+    descriptor,
     generation::{self, Generations},
     links::Links,
-    open_cells,
     pins::{self, PinRoot, Pins},
-    sum_cells, with_locked_memory,
+    with_locked_memory,
 };
 
 const ANSWERED: &str = "ANSWERED";
@@ -62,9 +62,8 @@ pub(super) type PinnedMaps = Vec<(&'static str, OwnedFd)>;
 /// Counters of an earlier version, which nothing adds to any more.
 pub struct Retired {
     pins: Pins,
-    map_id: u32,
-    cells: PerCpuArray<MapData, Element>,
-    answered: Array<MapData, Element>,
+    cells: Cells,
+    answered: Cells,
     since: Instant,
 }
 
@@ -175,8 +174,8 @@ pub(super) fn take_over_maps(
 /// Compares pinned maps with what this agent expects: a map of another layout opens without an error.
 fn check_layouts(pins: &Pins) -> Result<(), Error> {
     let expected = [
-        (CELLS, size_of::<Element>(), INTERFACE_SLOTS),
-        (ANSWERED, size_of::<Element>(), ANSWERED_ELEMENTS),
+        (CELLS, size_of::<InterfaceSums>(), INTERFACE_SLOTS),
+        (ANSWERED, size_of::<InterfaceSums>(), ANSWERED_ELEMENTS),
         ("SLOTS", TABLES * TABLE_BYTES, 1),
         ("SLOT_OWNERS", 4, SLOT_OWNERS_ENTRIES as usize),
         (generation::MAP, 4, Generations::possible_cpus() as usize),
@@ -231,25 +230,26 @@ impl Retired {
     fn open(pins: Pins) -> Result<Self, Error> {
         let map_error = |source| Error::Map { action: "open", map: CELLS, source };
         let data = MapData::from_pin(pins.map(CELLS)).map_err(map_error)?;
-        let (cells, map_id) = open_cells(Map::PerCpuArray(data))?;
-        let answered = open_array(&pins.map(ANSWERED), ANSWERED)?;
+        let cells = Cells::new(Map::PerCpuArray(data), CELLS)?;
+        let data = MapData::from_pin(pins.map(ANSWERED)).map_err(map_error)?;
+        let answered = Cells::new(Map::Array(data), ANSWERED)?;
         // Where it is refused, because the kernel serves its ticks to some CPUs only, time does it alone.
         // SAFETY: takes three numbers.
         unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
-        Ok(Self { pins, map_id, cells, answered, since: Instant::now() })
+        Ok(Self { pins, cells, answered, since: Instant::now() })
     }
 
     /// Id of the map of these counters.
     pub fn map_id(&self) -> u32 {
-        self.map_id
+        self.cells.id()
     }
 
     /// Reads them. Their places stand for what the same places of the [`Counter`] stand for.
     pub fn sample(&self) -> Result<Sample, Error> {
         let mut sample = Sample::zero(Instant::now());
-        let (counted, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
-        read_cells(&self.answered, answered)?;
-        sum_cells(&self.cells, counted)?;
+        let (own, answered) = sample.cells.split_at_mut(INTERFACE_SLOTS * CELLS_PER_INTERFACE);
+        self.answered.read(Slots::ALL, answered)?;
+        self.cells.read(Slots::ALL, own)?;
         Ok(sample)
     }
 

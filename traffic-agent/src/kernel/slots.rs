@@ -16,11 +16,11 @@ use aya::{
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use traffic_ebpf::{
-    PORT_EXCLUDED, SLOT_NONE, TABLE_BYTES, TABLE_INTERFACE, TABLE_TCP, TABLE_UDP, TABLES,
-    owner_parts, slot_key, slot_owner, slot_range,
+    INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER, PORT_EXCLUDED, SLOT_NONE, TABLE_BYTES,
+    TABLE_INTERFACE, TABLE_TCP, TABLE_UDP, TABLES, owner_parts, slot_key, slot_owner, slot_range,
 };
 
-use super::Error;
+use super::{Error, cells::Slots};
 use crate::{method::ListeningPort, report::Protocol};
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h: insert only where there is nothing.
@@ -147,6 +147,24 @@ impl SlotTables {
                 Ok((key as u8, owner))
             })
             .collect()
+    }
+
+    /// Returns the interface slots that somebody has, those included that nobody needs to claim.
+    pub(super) fn owned_interfaces(&self) -> Result<Slots, Error> {
+        let mut slots = Slots::NONE;
+        slots.add(INTERFACE_SLOT_LOOPBACK);
+        slots.add(INTERFACE_SLOT_OTHER);
+        let range = slot_range(TABLE_INTERFACE);
+        for slot in range.first..=range.last {
+            match self.owners.get(&slot_key(TABLE_INTERFACE, slot), 0) {
+                Ok(_) => slots.add(slot),
+                Err(MapError::KeyNotFound) => {}
+                Err(source) => {
+                    return Err(Error::Map { action: "read", map: "SLOT_OWNERS", source });
+                }
+            }
+        }
+        Ok(slots)
     }
 
     /// The same rule as the program's: who inserts the owner has the slot.

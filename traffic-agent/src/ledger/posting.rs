@@ -2,7 +2,7 @@
 
 use traffic_ebpf::Cell;
 
-use super::{Backwards, difference};
+use super::{Backwards, cell_difference};
 use crate::history::{Absolute, Epoch};
 
 /// Returns what a sample counted that was not posted, by place.
@@ -21,11 +21,12 @@ use crate::history::{Absolute, Epoch};
 /// event. Nothing is ever negative.
 pub fn post(last: Option<&Absolute>, epoch: &Epoch, now: &[Cell]) -> Result<Vec<Cell>, Backwards> {
     let Some(last) = last.filter(|last| last.epoch == *epoch) else { return Ok(now.to_vec()) };
-    let mut start = vec![Cell::default(); now.len()];
-    for &(place, cell) in &last.cells {
-        *start.get_mut(place as usize).ok_or(Backwards)? = cell;
+    let mut new = now.to_vec();
+    for (place, start) in &last.cells {
+        let cell = new.get_mut(*place as usize).ok_or(Backwards)?;
+        *cell = cell_difference(start, cell)?;
     }
-    difference(&start, now)
+    Ok(new)
 }
 
 /// Returns a sample as it is kept until the next posting.

@@ -152,7 +152,7 @@ impl Survey {
 
 impl Namespace {
     /// Looks at the calling thread's namespace.
-    fn look(inode: u64, pid: Option<i32>, which: Which) -> Result<Self, Error> {
+    pub fn look(inode: u64, pid: Option<i32>, which: Which) -> Result<Self, Error> {
         // This file shows the namespace of the thread that reads it, wherever /proc was mounted.
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok();
         let ephemeral = range.and_then(|text| ports::parse_ephemeral(&text));
