@@ -95,6 +95,51 @@ fn systemd_sandbox_opt_in_for_another_namespace_is_enough() -> Result<()> {
     assert_sees_all(&systemd)
 }
 
+/// The unit of the agent with another program in it, which runs once.
+fn sandboxed(program: &str) -> String {
+    let unit = include_str!("../../packaging/traffic-agent.service");
+    let kept = unit.lines().filter(|line| {
+        !["Type=", "NotifyAccess=", "Exec", "Restart", "WatchdogSec="]
+            .iter()
+            .any(|start| line.starts_with(start))
+    });
+    let lines = kept.map(|line| match line {
+        "[Service]" => format!("[Service]\nType=oneshot\nExecStart={program}"),
+        line => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn systemd_sandbox_reads_rules_of_nft_and_those_of_legacy_iptables_with_an_opt_in() -> Result<()> {
+    let namespace = Namespace::new("systemd")?;
+    let opt_in = include_str!("../../packaging/opt-in/legacy-iptables.conf");
+    let legacy = sandboxed("/usr/sbin/iptables-legacy-save -c");
+    let [nft, iptables_nft] = ["nft -j list ruleset", "iptables-nft-save -c"]
+        .map(|it| sandboxed(&format!("/usr/sbin/{it}")));
+    let systemd = start(
+        &namespace,
+        &[
+            ("/etc/systemd/system/nft.service", &nft),
+            ("/etc/systemd/system/iptables-nft.service", &iptables_nft),
+            ("/etc/systemd/system/refused.service", &legacy),
+            ("/etc/systemd/system/legacy.service", &legacy),
+            ("/etc/systemd/system/legacy.service.d/opt-in.conf", opt_in),
+            ("/etc/group", "root:x:0:\ntraffic-agent:x:999:\n"),
+        ],
+    )?;
+    let rule = ["-A", "INPUT", "-p", "tcp", "--dport", "443"];
+    systemd.run("/usr/sbin/iptables-legacy", rule)?;
+    for unit in ["nft", "iptables-nft", "legacy"] {
+        systemd.systemctl(["start", unit]).with_context(|| format!("{unit} may not read rules"))?;
+    }
+    let refused = systemd.output("systemctl", ["start", "refused"])?;
+    ensure!(!refused.status.success(), "the opt-in is not needed any more");
+    let journal = systemd.journal("refused")?;
+    ensure!(journal.contains("Permission denied"), "{journal}");
+    Ok(())
+}
+
 /// The first audit, some seconds after the start, has nothing to complain about. It says nothing then, so
 /// that is waited for; on a machine too busy for it in time the test proves less, and does not fail.
 fn assert_sees_all(systemd: &Systemd) -> Result<()> {

@@ -55,14 +55,25 @@ pub enum Command {
         traffic-agent exec --user nobody -- xray run -c config.json")]
     Exec(Exec),
     /// Print `in_gb,out_gb,total_gb` from the counters of the port's firewall rules, at once
+    ///
+    /// The line of the original script: GB of 2^30 bytes since the rules were made, total = 2 x in. Rules
+    /// that count must be there; none is added.
+    #[command(after_help = "Example:\n  traffic-agent classic --port 443")]
     Classic {
         /// The proxy's listening port
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
     /// Check the kernel, the rights, the target and the rules; say what stands in the way
+    #[command(after_help = "Examples:\n  \
+        traffic-agent doctor                            this machine, and the proxy that runs\n  \
+        traffic-agent doctor xray.service               this target\n\n\
+        Exit status: 0 nothing stands in the way, 1 a line is an error")]
     Doctor(Doctor),
     /// Show the main job on this machine: a lab of three namespaces, a relay, four workloads
+    #[command(after_help = "Examples:\n  \
+        traffic-agent demo                              as root; some seconds, leaves nothing behind\n  \
+        traffic-agent demo --real xray                  with the xray that is in PATH")]
     Demo(Demo),
     /// Prove on this kernel that every byte is counted: known traffic, held against captures outside
     ///
@@ -81,9 +92,10 @@ pub enum Command {
         traffic-agent run                               what /etc/traffic-agent/config.toml says\n  \
         traffic-agent run xray.service                  one target, no file needed\n  \
         traffic-agent run --state-dir /srv/count --target proxy=unit:xray --host\n\n\
-        Flags win over the environment, the environment over the file, the file over defaults. Of targets \
-        and lists\nthe whole is replaced. SIGHUP reads all again without losing a byte. Exit status: 0 \
-        ended by a signal,\n1 failed, 2 wrong configuration: starting it again will not help.")]
+        Flags win over the environment, the environment over the file, the file over defaults. Of \
+        targets and lists the whole is replaced. SIGHUP reads all again without losing a byte.\n\n\
+        Exit status: 0 ended by a signal, 1 failed, 2 wrong configuration: starting it again will not \
+        help.")]
     Run(Box<run::Run>),
     /// End counting for good: write what was counted to the history, remove all that is pinned
     ///
@@ -92,6 +104,9 @@ pub enum Command {
     #[command(after_help = detach::EXAMPLES)]
     Detach(detach::Detach),
     /// Check, show or print the daemon's configuration
+    #[command(after_help = "Examples:\n  \
+        traffic-agent config check                      what is in force, and who said so\n  \
+        traffic-agent config default > /etc/traffic-agent/config.toml")]
     Config {
         /// What of it
         #[command(subcommand)]
@@ -102,10 +117,10 @@ pub enum Command {
     /// A restart makes a unit a new cgroup, and what counts in the old one is gone until the agent sees the
     /// new one. The cgroup of a slice stays. Shows what it will write, says which restart that needs, and asks.
     #[command(after_help = "Examples:\n  \
-        traffic-agent install --unit xray.service --dry-run   what would be written\n  \
-        traffic-agent install --unit xray.service --yes       without a terminal\n  \
-        traffic-agent install --unit xray.service --no-restart  in force at its next restart\n  \
-        traffic-agent install --container xray                what to add to a container")]
+        traffic-agent install --unit xray.service --dry-run      what would be written\n  \
+        traffic-agent install --unit xray.service --yes          without a terminal\n  \
+        traffic-agent install --unit xray.service --no-restart   in force at its next restart\n  \
+        traffic-agent install --container xray                   what to add to a container")]
     Install(install::Install),
     /// Undo `install`; keep the history
     #[command(after_help = "Examples:\n  \
@@ -120,13 +135,24 @@ pub enum Command {
     /// Print how counting goes: what was used today and in all, and what happened in the last 24 hours
     ///
     /// Reads what `run` wrote last, a few seconds ago; needs no rights but to read it.
+    #[command(after_help = "Examples:\n  \
+        traffic-agent status                            of all targets, with what is used now\n  \
+        traffic-agent status --strict --json            for monitoring\n\n\
+        Exit status: 0 done, 1 failed, 3 with --strict: a history is not kept up, its agent does not run")]
     Status(report::Status),
     /// Print a shell's completions
+    #[command(after_help = "Examples:\n  \
+        traffic-agent completions bash > /etc/bash_completion.d/traffic-agent\n  \
+        traffic-agent completions zsh > /usr/local/share/zsh/site-functions/_traffic-agent\n  \
+        traffic-agent completions fish > ~/.config/fish/completions/traffic-agent.fish")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the manual page, or write those of all commands
+    #[command(after_help = "Examples:\n  \
+        traffic-agent man | man -l -                    read it\n  \
+        traffic-agent man --directory ./pages            traffic-agent.1, ... and the .5 of the file")]
     Man {
         /// Write the page of each command, and that of the configuration, into this directory
         #[arg(long, value_name = "DIR")]

@@ -257,6 +257,40 @@ pub fn spread(from: Timestamp, to: Timestamp) -> Vec<(Quarter, u32)> {
     parts
 }
 
+/// How long each level is kept, in days that have a row; `None`: for ever.
+///
+/// The newest so many days are kept, whatever the clock says now: a clock that is wrong for an hour must not
+/// make the agent forget a year. Days without the agent take no space, and none of the number.
+///
+/// Measured with all six counters in use: a row of a quarter takes 43 bytes, and of a day as many. Five
+/// targets with 20 series that are active in every quarter of a year: 3.5 million rows, 150 MB, and 1.6 MB
+/// for the days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Quarters of an hour. Older days stay as they were cut, whatever the time zone becomes.
+    pub quarters_days: Option<u32>,
+    /// Days; never fewer than those of the quarters.
+    pub days_days: Option<u32>,
+    /// Readings of other methods, one a minute.
+    pub estimates_minutes_days: Option<u32>,
+    /// Their sums by quarter.
+    pub estimates_quarters_days: Option<u32>,
+    /// Events. The newest [`EVENTS`](crate::store::EVENTS) are the most that is kept.
+    pub events_days: Option<u32>,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            quarters_days: Some(800),
+            days_days: None,
+            events_days: Some(800),
+            estimates_minutes_days: Some(14),
+            estimates_quarters_days: Some(800),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,8 +9,10 @@ use history::*;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use traffic_agent::estimate::PortBytes;
-use traffic_agent::history::{Event, EventKind, Method, MethodReading, spread};
-use traffic_agent::report::Direction;
+use traffic_agent::history::{Event, EventKind, Method, MethodReading, Quarter, spread};
+use traffic_agent::host::{HostAbsolute, HostFlush, HostSeries};
+use traffic_agent::method::interface::InterfaceCounters;
+use traffic_agent::report::{Counters, Direction};
 
 /// Two days and a half hour in Shanghai (+08:00): 24 November 2026 begins at 16:00Z of the 23rd.
 fn two_days() -> History {
@@ -438,6 +440,76 @@ fn estimates_are_divided_by_time_only() {
     let csv = history.run("report", &[&days[..], &["--format", "csv"]].concat()).out;
     assert_eq!(csv.lines().count(), 1 + 2 * 5, "{csv}");
     assert!(csv.starts_with("target,period,start,end,estimate,source,"), "{csv}");
+}
+
+#[test]
+fn what_happened_to_the_rules_is_told_with_the_estimates() {
+    let mut history = forty_hours();
+    let event = |minute: i64| Event {
+        start: at("2026-11-24T03:00:00Z") + SignedDuration::from_mins(minute),
+        end: at("2026-11-24T03:00:00Z") + SignedDuration::from_mins(minute),
+        kind: EventKind::Note,
+        message: format!("rules-changed: number {minute}"),
+    };
+    history.flush("xray", "2026-11-24T17:00:00Z", vec![], vec![], (0..25).map(event).collect());
+    let days = ["--by", "day", "--from", "2026-11-23", "--to", "2026-11-25"];
+    let with_estimates = [&days[..], &["--estimates"]].concat();
+    let notes = history.json(&with_estimates)["targets"][0]["estimate_notes"].clone();
+    assert_eq!(notes.as_array().unwrap().len(), 25);
+    assert_eq!(notes[0]["message"], "rules-changed: number 0");
+    assert_eq!((&notes[0]["kind"], &notes[0]["start"]), (&json!("note"), &notes[0]["end"]));
+    // They take nothing from the traffic, so its rows are as they were.
+    let without = history.json(&days);
+    assert_eq!(without["targets"][0].get("estimate_notes"), None);
+    assert_eq!(without["targets"][0]["notes"], json!([]));
+    let table = history.run("report", &with_estimates).out;
+    assert!(table.contains("What happened to the rules and counters"), "{table}");
+    assert!(table.contains("5 earlier ones are in --format json"), "{table}");
+    assert!(table.contains("number 24") && !table.contains("number 4\n"), "{table}");
+    // A span of which nothing could be read needs the reason most.
+    let before = ["--estimates", "--by", "day", "--from", "2026-11-24T03", "--to", "2026-11-24T04"];
+    assert!(history.run("report", &before).out.contains("number 7"));
+}
+
+#[test]
+fn the_balance_takes_the_configured_link_overhead_unless_another_is_asked_for() {
+    let mut history = History::new("UTC");
+    history.observed("xray", "2026-11-24T10:00:00Z", "2026-11-24T10:10:00Z", vec![]);
+    let used = Counters {
+        wire_packets: 100,
+        wire_bytes: 50_000,
+        packets: 40,
+        bytes: 46_880,
+        ..Counters::default()
+    };
+    let series = HostSeries {
+        cgroup: "/ssh.service".to_owned(),
+        target: None,
+        interface: "eth0".to_owned(),
+        direction: Direction::Egress,
+    };
+    // A card with VLAN tags: 18 bytes before each packet.
+    let counted = InterfaceCounters {
+        egress_packets: 100,
+        egress_bytes: 50_000 + 100 * 18,
+        ..InterfaceCounters::default()
+    };
+    history.host(HostFlush {
+        quarter: Quarter::of(at("2026-11-24T10:00:00Z")),
+        postings: vec![(series, used)],
+        interfaces: vec![("eth0".to_owned(), counted)],
+        absolute: HostAbsolute::default(),
+        events: vec![],
+    });
+    let by = ["--by", "cgroup", "--from", "2026-11-24", "--to", "2026-11-25"];
+    let left = |history: &History, more: &[&str]| {
+        let egress = history.json(&[&by[..], more].concat())["balance"][0]["egress"].clone();
+        (egress["link_header_bytes"].clone(), egress["remainder"]["bytes"].clone())
+    };
+    assert_eq!(left(&history, &[]), (json!(14), json!(400)));
+    history.keep_link_overhead(18);
+    assert_eq!(left(&history, &[]), (json!(18), json!(0)));
+    assert_eq!(left(&history, &["--link-overhead", "14"]), (json!(14), json!(400)));
 }
 
 #[test]

@@ -15,22 +15,28 @@ pub(super) const EXAMPLES: &str = "Examples:
   traffic-agent report xray --by day,leg --from 2026-11 --to 2026-12
   traffic-agent report --by port --from 7d        which port used what since a week ago
   traffic-agent report --by hour --from yesterday --to today --time-zone Asia/Kolkata
-  traffic-agent report --by cgroup --from today   what every service of the host used, and the balance
+  traffic-agent report --by cgroup --from today   what every service used, and the balance
   traffic-agent report --by month --from 2026 --format csv > 2026.csv
   traffic-agent report --by day --estimates       how wrong 2 x in and the others were, day by day
 
 Spans are half-open: --from 2026-11 --to 2026-12 is November, all of it.
-A row that was not observed all the time is marked with the share that was, and what happened is below.
+A row that was not observed all the time is marked with the share that was; what happened is below.
 
-JSON: \"format\": 1, integers in bytes and packets, times RFC 3339; `rows` have target, period, start, end,
-day, what they are divided by, billed, unbilled and loopback by direction, total_wire_bytes (billed),
-observed_seconds, observable_seconds, complete and notes; `targets` have the sums of the whole interval.
-CSV: the columns kind, target, period, start, end, interface, leg, protocol, port, scope, direction,
-packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes, modelled_link_bytes,
+JSON: \"format\": 1, integers in bytes and packets, times RFC 3339; `rows` have target, period, start, \
+end, day, what they are divided by, billed, unbilled and loopback by direction, total_wire_bytes \
+(billed), observed_seconds, observable_seconds, complete and notes; `targets` have the sums of the whole \
+interval.
+
+CSV: the columns kind, target, period, start, end, interface, leg, protocol, port, scope, direction, \
+packets, bytes, wire_packets, wire_bytes, payload_bytes, retransmitted_bytes, modelled_link_bytes, \
 observed_seconds, observable_seconds, complete, note; one line per row, scope and direction.
-With --estimates: target, period, start, end, estimate, source, estimated_bytes, exact_bytes,
-compared_seconds, error_percent, the three published claims (true, false or empty), factor, low, high,
-samples; one line per row and estimate. In JSON each row has estimates, and each target a calibration.";
+
+With --estimates: target, period, start, end, estimate, source, estimated_bytes, exact_bytes, \
+compared_seconds, error_percent, the three published claims (true, false or empty), factor, low, high, \
+samples; one line per row and estimate. In JSON each row has estimates, and each target a calibration \
+and estimate_notes.
+
+Exit status: 0 done, 1 failed, 2 wrong usage, 3 incomplete (with --strict).";
 
 /// Where the history is, and whose.
 #[derive(Args, Clone, Debug)]
@@ -68,7 +74,7 @@ pub struct Report {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WHAT")]
     pub by: Vec<By>,
     /// Add a column with N bytes more for each packet on the wire, a model of what interfaces count: 14 for
-    /// Ethernet
+    /// Ethernet. With --by cgroup: balance with this many in place of the configured `link_overhead`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1_000))]
     pub link_overhead: Option<u32>,
     /// How wrong the estimates were in each row of time: of the rules' counters where they were read, else of

@@ -80,18 +80,24 @@ pub struct Settings {
     /// How often the history is written, the most that a power cut takes: 1s to 10m [default: 10s]
     #[arg(long, value_name = "TIME", env = "TRAFFIC_AGENT_FLUSH_INTERVAL")]
     pub flush_interval: Option<String>,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at their type")]
-    pub retention: RetentionArgs,
     /// What to log: error, warn, info, debug or trace [default: info]
     #[arg(long, value_name = "LEVEL", env = "TRAFFIC_AGENT_LOG_LEVEL")]
     pub log_level: Option<String>,
+    /// For how much more than counting it keeps rights: nothing, processes (whose sockets are whose),
+    /// namespaces (targets in other network namespaces: nearly root), or auto, what was granted on
+    /// purpose or, of root's whole power, what the targets need [default: auto]
+    #[arg(long, value_name = "WHAT", env = "TRAFFIC_AGENT_LOOK_INTO")]
+    pub look_into: Option<String>,
     /// Where history and lock are [default: /var/lib/traffic-agent]
     #[arg(long, value_name = "DIR", env = "TRAFFIC_AGENT_STATE_DIR")]
     pub state_dir: Option<String>,
     /// Where the BPF filesystem is mounted [default: /sys/fs/bpf]
     #[arg(long, value_name = "DIR", env = "TRAFFIC_AGENT_BPFFS")]
     pub bpffs: Option<String>,
+    // Last: its heading goes on to the end of the help.
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at their type")]
+    pub retention: RetentionArgs,
 }
 
 /// How long history is kept.
@@ -164,6 +170,7 @@ impl Settings {
             one(name::ESTIMATES_MINUTES_DAYS, &retention.retention_estimates_minutes_days),
             one(name::ESTIMATES_QUARTERS_DAYS, &retention.retention_estimates_quarters_days),
             one(name::LOG_LEVEL, &self.log_level),
+            one(name::LOOK_INTO, &self.look_into),
             one(name::STATE_DIR, &self.state_dir),
             one(name::BPFFS, &self.bpffs),
         ]

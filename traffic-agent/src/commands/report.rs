@@ -10,12 +10,12 @@ use super::{DONE, INCOMPLETE, report_host};
 use crate::calendar::{Calendar, Span};
 use crate::cli::report::{By, History, Report};
 use crate::history::{Method, Quarter};
-use crate::past::coverage::Known;
+use crate::past::coverage::{Known, asides};
 use crate::past::errors::Errors;
 use crate::past::plan::{Asked, Plan, plan};
 use crate::past::rows::{Subject, extent, rows};
 use crate::past::tally::{Dimension, Piece, Slice, Tally, pieces};
-use crate::past::{PastReport, Row, TargetPast};
+use crate::past::{Note, PastReport, Row, TargetPast};
 use crate::report::FORMAT;
 use crate::store::{self, Reader, TargetEntry};
 
@@ -106,8 +106,9 @@ fn report(args: &Report, now: Timestamp) -> Result<PastReport> {
     };
     let source = Source { reader: &reader, calendar: &calendar, plan: &plan, by: &by, now };
     for entry in targets {
-        let (mut target, mut rows) = source.target(entry, args.link_overhead)?;
+        let (mut target, mut rows, asides) = source.target(entry, args.link_overhead)?;
         if args.estimates {
+            target.estimate_notes = Some(asides);
             let whole = plan.whole.span;
             let errors = errors(&reader, &target.name, whole)?;
             target.calibration = Some(errors.calibration(whole));
@@ -177,7 +178,7 @@ impl Source<'_> {
         &self,
         entry: TargetEntry,
         link_overhead: Option<u32>,
-    ) -> Result<(TargetPast, Vec<Row>), store::Error> {
+    ) -> Result<(TargetPast, Vec<Row>, Vec<Note>), store::Error> {
         let slices = self.plan.slices();
         let mut tally = Tally::new(&slices, self.by);
         let quarters = read(self.reader, self.calendar, &entry.name, &slices, &mut tally)?;
@@ -189,7 +190,9 @@ impl Source<'_> {
             name: entry.name,
             selector: entry.selector,
         };
-        Ok(rows(&subject, self.plan, &tally, self.calendar, link_overhead))
+        let asides = asides(&subject.events, whole, self.calendar);
+        let (target, rows) = rows(&subject, self.plan, &tally, self.calendar, link_overhead);
+        Ok((target, rows, asides))
     }
 }
 

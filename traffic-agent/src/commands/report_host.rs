@@ -17,7 +17,7 @@ use crate::past::{Extent, Note};
 use crate::report::FORMAT;
 use crate::store::Reader;
 
-/// Bytes before the IP header of a frame, where nothing else was asked for: Ethernet.
+/// Bytes before the IP header of a frame, where nothing else was asked for or configured: Ethernet.
 const ETHERNET_HEADER: u32 = 14;
 
 /// Runs it; returns the exit status.
@@ -61,6 +61,10 @@ fn report(args: &Report, now: Timestamp) -> Result<(HostPast, bool)> {
         extent: Extent { start: calendar.zoned(event.start), end: calendar.zoned(event.end) },
         message: event.message,
     });
+    let overhead = match args.link_overhead {
+        Some(bytes) => bytes,
+        None => reader.link_overhead()?.unwrap_or(ETHERNET_HEADER),
+    };
     let is_whole = reader.quarters_from()?.is_none_or(|kept| kept <= quarters.start);
     let report = HostPast {
         format: FORMAT,
@@ -70,7 +74,7 @@ fn report(args: &Report, now: Timestamp) -> Result<(HostPast, bool)> {
         interval: extent(span, &calendar),
         by: ["cgroup"],
         cgroups: sums.cgroups(),
-        balance: sums.balance(&counted, args.link_overhead.unwrap_or(ETHERNET_HEADER)),
+        balance: sums.balance(&counted, overhead),
         notes: notes.collect(),
     };
     Ok((report, is_whole))

@@ -9,7 +9,8 @@ use super::read::{self, Reader};
 use super::settings::{self, Setting, keys_of, name, nearest};
 use super::source::{Given, Place, Text, Value, Written, lookup, type_of};
 use super::targets::{self, Common, Defaults};
-use super::{Config, Invalid, Loaded, Retention};
+use super::{Config, Invalid, Loaded};
+use crate::history::Retention;
 
 /// Makes a configuration of the file's text and what was given besides. Pure, but for time zones, which
 /// are this machine's.
@@ -127,6 +128,7 @@ impl<'a> Layers<'a> {
                 default.link_overhead,
             ),
             log_level: self.one(name::LOG_LEVEL, read::log_level, default.log_level),
+            look_into: self.one(name::LOOK_INTO, read::look_into, default.look_into),
             retention: self.retention(default.retention),
             targets: Vec::new(),
         };

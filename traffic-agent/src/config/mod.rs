@@ -27,6 +27,7 @@ pub use layers::parse;
 use log::LevelFilter;
 use source::{Given, Place, Problem};
 
+use crate::history::Retention;
 use crate::target::{PortFilter, TargetSpec};
 
 /// Where the configuration is unless `--config` says otherwise.
@@ -53,6 +54,8 @@ pub struct Config {
     pub link_overhead: u32,
     /// What is logged.
     pub log_level: LevelFilter,
+    /// For how much more than counting it keeps rights.
+    pub look_into: LookInto,
     /// How long history is kept.
     pub retention: Retention,
     /// What is counted; no name twice. Empty only with `host`.
@@ -71,6 +74,7 @@ impl Default for Config {
             unbilled: Vec::new(),
             link_overhead: 14,
             log_level: LevelFilter::Info,
+            look_into: LookInto::Auto,
             retention: Retention::default(),
             targets: Vec::new(),
         }
@@ -96,30 +100,32 @@ impl Sampling {
     }
 }
 
-/// How long history is kept, in days; `None` for ever.
+/// For how much more than counting the daemon keeps rights, of those that it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// Quarters of an hour: the truth, from which the days of any time zone can be cut.
-    pub quarters_days: Option<u32>,
-    /// Days.
-    pub days_days: Option<u32>,
-    /// Events: gaps, restarts, clock steps.
-    pub events_days: Option<u32>,
-    /// Estimates by the minute.
-    pub estimates_minutes_days: Option<u32>,
-    /// Estimates by the quarter of an hour, with their errors.
-    pub estimates_quarters_days: Option<u32>,
+pub enum LookInto {
+    /// What was granted on purpose; of root's whole power what the targets need.
+    Auto,
+    /// Counting alone.
+    Nothing,
+    /// Whose sockets are whose.
+    Processes,
+    /// That, and targets in other network namespaces.
+    Namespaces,
 }
 
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            quarters_days: Some(800),
-            days_days: None,
-            events_days: Some(800),
-            estimates_minutes_days: Some(14),
-            estimates_quarters_days: Some(800),
-        }
+impl LookInto {
+    /// As they are written.
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("nothing", Self::Nothing),
+        ("processes", Self::Processes),
+        ("namespaces", Self::Namespaces),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        let named = Self::WORDS.iter().find(|(_, it)| *it == self);
+        named.map_or("", |(word, _)| word)
     }
 }
 

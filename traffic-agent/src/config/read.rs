@@ -7,9 +7,9 @@ use jiff::tz::TimeZone;
 use log::LevelFilter;
 use toml::de::DeValue;
 
-use super::Sampling;
 use super::settings::nearest;
 use super::source::{Place, Problem, Text, Value, Written, type_of};
+use super::{LookInto, Sampling};
 use crate::target::{PortFilter, ports::PortRule};
 use crate::units;
 
@@ -292,4 +292,13 @@ pub fn log_level(value: &Value<'_>) -> Read<LevelFilter> {
         "trace" => Ok(LevelFilter::Trace),
         _ => Err(format!("{word:?} is no level; write error, warn, info, debug or trace")),
     }
+}
+
+/// What to look into.
+pub fn look_into(value: &Value<'_>) -> Read<LookInto> {
+    let word = text(value, "a word in quotes")?;
+    let known = LookInto::WORDS.iter().find(|(it, _)| *it == word).map(|(_, it)| *it);
+    known.ok_or_else(|| {
+        format!("{word:?} is not known; write auto, nothing, processes or namespaces")
+    })
 }

@@ -44,7 +44,7 @@ impl Config {
     pub fn reloaded(&self, new: Self) -> (Self, Changes) {
         let changes = Changes::between(self, &new);
         let (state_dir, bpffs) = (self.state_dir.clone(), self.bpffs.clone());
-        (Self { state_dir, bpffs, ..new }, changes)
+        (Self { state_dir, bpffs, look_into: self.look_into, ..new }, changes)
     }
 }
 
@@ -60,6 +60,7 @@ fn differing(old: &Config, new: &Config) -> Vec<Setting> {
         unbilled,
         link_overhead,
         log_level,
+        look_into,
         retention,
         targets,
     } = new;
@@ -74,6 +75,7 @@ fn differing(old: &Config, new: &Config) -> Vec<Setting> {
         (name::UNBILLED, old.unbilled != *unbilled),
         (name::LINK_OVERHEAD, old.link_overhead != *link_overhead),
         (name::LOG_LEVEL, old.log_level != *log_level),
+        (name::LOOK_INTO, old.look_into != *look_into),
         (name::QUARTERS_DAYS, kept.quarters_days != retention.quarters_days),
         (name::DAYS_DAYS, kept.days_days != retention.days_days),
         (name::EVENTS_DAYS, kept.events_days != retention.events_days),

@@ -154,6 +154,7 @@ fn value_of(config: &Config, setting: Setting) -> Option<String> {
         name::UNBILLED => format!("{:?}", config.unbilled),
         name::LINK_OVERHEAD => config.link_overhead.to_string(),
         name::LOG_LEVEL => quoted(&config.log_level.as_str().to_ascii_lowercase()),
+        name::LOOK_INTO => quoted(config.look_into.word()),
         name::QUARTERS_DAYS => days(retention.quarters_days),
         name::DAYS_DAYS => days(retention.days_days),
         name::EVENTS_DAYS => days(retention.events_days),

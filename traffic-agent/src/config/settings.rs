@@ -39,6 +39,7 @@ pub mod name {
     pub const LINK_OVERHEAD: Setting =
         setting("link_overhead", "link-overhead", "TRAFFIC_AGENT_LINK_OVERHEAD");
     pub const LOG_LEVEL: Setting = setting("log_level", "log-level", "TRAFFIC_AGENT_LOG_LEVEL");
+    pub const LOOK_INTO: Setting = fixed("look_into", "look-into", "TRAFFIC_AGENT_LOOK_INTO");
     pub const QUARTERS_DAYS: Setting = setting(
         "retention.quarters_days",
         "retention-quarters-days",
@@ -66,7 +67,7 @@ pub mod name {
 }
 
 /// All of them, in the order of the default file.
-pub const ALL: [Setting; 17] = [
+pub const ALL: [Setting; 18] = [
     name::TARGETS,
     name::PORTS,
     name::ESTIMATE_PORTS,
@@ -82,6 +83,7 @@ pub const ALL: [Setting; 17] = [
     name::ESTIMATES_MINUTES_DAYS,
     name::ESTIMATES_QUARTERS_DAYS,
     name::LOG_LEVEL,
+    name::LOOK_INTO,
     name::STATE_DIR,
     name::BPFFS,
 ];

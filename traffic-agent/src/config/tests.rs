@@ -89,6 +89,8 @@ fn every_setting_is_a_flag_and_a_variable_of_run() {
         let named = |arg: &&clap::Arg| arg.get_long() == Some(setting.flag);
         let arg = command.get_arguments().find(named).expect(setting.flag);
         assert_eq!(arg.get_env(), Some(setting.variable.as_ref()), "{}", setting.flag);
+        let is_retention = setting.flag.starts_with("retention");
+        assert_eq!(arg.get_help_heading().is_some(), is_retention, "{}", setting.flag);
     }
     let others: Vec<_> = command
         .get_arguments()
@@ -156,6 +158,7 @@ fn every_mistake_says_where_it_is_and_what_to_write() {
         ("link_overhead = 99999999999999999999999".into(), "stands where a number of bytes"),
         ("log_level = \"loud\"".into(), "write error, warn, info, debug or trace"),
         ("log_level = 1979-05-27".into(), "a date stands where a level in quotes is expected"),
+        ("look_into = \"all\"".into(), "write auto, nothing, processes or namespaces"),
         ("state_dir = \"lib\"".into(), "\"lib\" is not an absolute path; write it from / on"),
         ("state_dir = \"/\"".into(), "write a directory of its own"),
         ("bpffs = \"/sys/../fs\"".into(), "without .."),

@@ -10,6 +10,7 @@ pub mod clock;
 mod estimates;
 mod host;
 mod memory;
+mod rights;
 mod targets;
 mod watch;
 
@@ -26,13 +27,13 @@ use self::estimates::Estimates;
 use self::host::Host as HostSide;
 use self::targets::Targets;
 use self::watch::{Changes, Watch};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::kernel::pins::PinRoot;
 use crate::lock::Lock;
 use crate::logging;
 use crate::notify;
 use crate::signals::Signals;
-use crate::store::{self, Store};
+use crate::store::Store;
 use crate::target::Host;
 
 /// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
@@ -108,8 +109,10 @@ struct Daemon<'h> {
 pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     let mut signals = Signals::take()?;
     logging::start(config.log_level);
-    let _lock = Lock::take(&config.state_dir)?;
+    rights::require()?;
     let host = Host::detect()?;
+    rights::drop_others(config.look_into, &host, &config.targets);
+    let _lock = Lock::take(&config.state_dir)?;
     let root = PinRoot::open(&config.bpffs, &config.state_dir)?;
     let boot_id = boot_id(&host.proc)?;
     // Before the first look, so that nothing happens in between.
@@ -134,6 +137,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
     };
     daemon.open_store(now);
     daemon.targets.look(now, now.wall, None, |_| true);
+    daemon.targets.tell_absent();
     daemon.read(Now::read());
     daemon.flush();
     notify::ready(&daemon.status());
@@ -318,7 +322,10 @@ impl Daemon<'_> {
     fn open_store(&mut self, now: Now) {
         let opened = Store::open(&self.config.state_dir, &self.config.time_zone)
             .map_err(anyhow::Error::from)
-            .and_then(|store| self.targets.open_books(&store, now).map(|()| store));
+            .and_then(|mut store| {
+                store.keep_link_overhead(self.config.link_overhead)?;
+                self.targets.open_books(&store, now).map(|()| store)
+            });
         match opened {
             Ok(mut store) => {
                 self.targets.end_all_but(&self.config.targets, &mut store);
@@ -332,21 +339,7 @@ impl Daemon<'_> {
 
     fn prune(&mut self) {
         let Some(store) = &mut self.store else { return };
-        let config::Retention {
-            quarters_days,
-            days_days,
-            events_days,
-            estimates_minutes_days,
-            estimates_quarters_days,
-        } = self.config.retention;
-        let retention = store::Retention {
-            quarters_days,
-            days_days,
-            events_days,
-            estimates_minutes_days,
-            estimates_quarters_days,
-        };
-        if let Err(error) = store.prune(&retention) {
+        if let Err(error) = store.prune(&self.config.retention) {
             self.complain(&anyhow::Error::from(error).context("cannot forget what is too old"));
         }
     }
@@ -378,7 +371,9 @@ impl Daemon<'_> {
         let now = Now::read();
         self.read(now);
         logging::set_level(new.log_level);
-        let is_cut_anew = new.time_zone != self.config.time_zone;
+        // Another zone is cut, and another overhead kept, when the history is opened.
+        let is_cut_anew = new.time_zone != self.config.time_zone
+            || new.link_overhead != self.config.link_overhead;
         self.config = new;
         self.host.want(self.config.host);
         self.targets.change(&self.config.targets, self.store.as_mut(), now);

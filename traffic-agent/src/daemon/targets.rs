@@ -145,6 +145,20 @@ impl<'h> Targets<'h> {
         attached
     }
 
+    /// Says which targets are not there: one may be written wrong.
+    pub fn tell_absent(&self) {
+        for entry in self.accounts.iter().filter(|entry| entry.is_absent()) {
+            let spec = &entry.account.target().spec;
+            info!(
+                "target {}: {} is not there; it is counted from when it is (`traffic-agent doctor {}` says \
+                 what there is)",
+                spec.name,
+                spec.selector(),
+                spec.selectors.first().map(ToString::to_string).unwrap_or_default(),
+            );
+        }
+    }
+
     /// The next reading may be the last.
     pub fn hurry(&mut self) {
         self.accounts.iter_mut().for_each(|entry| entry.account.hurry());

@@ -73,6 +73,13 @@ fn is_noted(kind: EventKind) -> bool {
     }
 }
 
+/// What happened in a span that takes nothing from its figures: what was done to the rules that estimates are
+/// made of, and why a method could not be read.
+pub fn asides(events: &[Event], span: Span, calendar: &Calendar) -> Vec<Note> {
+    let asides = events.iter().filter(|event| !is_noted(event.kind) && touches(event, span));
+    asides.map(|event| note(event, calendar)).collect()
+}
+
 /// Whether an event has an instant in a span.
 fn touches(event: &Event, span: Span) -> bool {
     event.start < span.end && (event.end > span.start || event.start >= span.start)

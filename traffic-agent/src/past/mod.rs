@@ -88,6 +88,9 @@ pub struct TargetPast {
     /// What `calibrated` is worth, where estimates were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calibration: Option<PastCalibration>,
+    /// What happened to the rules and counters that estimates are made of, where estimates were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_notes: Option<Vec<Note>>,
     /// What is wrong, missing or worth knowing.
     pub findings: Vec<Finding>,
 }
@@ -160,7 +163,7 @@ impl Coverage {
 /// Something that happened in a span of time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Note {
-    /// `gap`, `late` or `clock-step`.
+    /// `gap`, `late`, `clock-step` or `note`.
     pub kind: &'static str,
     /// When.
     #[serde(flatten)]

@@ -84,6 +84,7 @@ pub fn rows(
         coverage: coverage(subject, &plan.whole, tally.observed(0), calendar),
         projection: project(plan, tally, calendar),
         calibration: None,
+        estimate_notes: None,
         findings: findings(subject, plan.whole.span, &totals, calendar),
     };
     (target, rows)

@@ -65,7 +65,7 @@ fn write_target(
     let named: Vec<(String, &Row)> =
         rows.iter().enumerate().map(|(index, row)| (period(rows, index), *row)).collect();
     past_estimates::write(target, &named, options, out)?;
-    write_notes(target, options, out)?;
+    write_notes("What happened", &target.coverage.notes, options, out)?;
     if !target.findings.is_empty() {
         write_title("Findings", options, out)?;
         write_findings(&target.findings, options, out)?;
@@ -372,12 +372,17 @@ fn write_lines(
     grid.write(out)
 }
 
-fn write_notes(target: &TargetPast, options: &Options, out: &mut dyn Write) -> io::Result<()> {
-    let notes = &target.coverage.notes;
+/// Writes what happened under a title, if anything did.
+pub(super) fn write_notes(
+    title: &str,
+    notes: &[Note],
+    options: &Options,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     if notes.is_empty() {
         return Ok(());
     }
-    write_title("What happened", options, out)?;
+    write_title(title, options, out)?;
     // The latest are what a reader asks about.
     let skipped = notes.len().saturating_sub(MOST_NOTES);
     if skipped != 0 {

@@ -19,6 +19,7 @@ use csv::WriterBuilder;
 use super::{
     Options,
     csv::io_error,
+    past::write_notes,
     past_csv::offset,
     table::write_title,
     text::{Grid, Style, write_labelled},
@@ -45,7 +46,8 @@ pub(super) fn write(
     write_title("Errors of the estimates", options, out)?;
     if rows.iter().all(|(_, row)| row.estimates.is_empty()) {
         let text = "no counters of a port were read in this time";
-        return write_labelled(&[("", Style::Plain, 2)], text, options, out);
+        write_labelled(&[("", Style::Plain, 2)], text, options, out)?;
+        return write_asides(target, options, out);
     }
     let mut headings = vec![("", '<'), ("compared", '>')];
     headings.extend(NAMES.map(|name| (name, '>')));
@@ -69,7 +71,14 @@ pub(super) fn write(
     for line in claims(rows) {
         write_labelled(&[("", Style::Plain, 2)], &line, options, out)?;
     }
-    write_labelled(&[("", Style::Plain, 2)], &told(calibration), options, out)
+    write_labelled(&[("", Style::Plain, 2)], &told(calibration), options, out)?;
+    write_asides(target, options, out)
+}
+
+/// What happened to what the estimates are made of: an estimate is of the spans in between alone.
+fn write_asides(target: &TargetPast, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let notes = target.estimate_notes.as_deref().unwrap_or_default();
+    write_notes("What happened to the rules and counters", notes, options, out)
 }
 
 /// In how many periods each published claim about 2 x dport held.

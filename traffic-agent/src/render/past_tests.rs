@@ -64,6 +64,7 @@ fn report(interval: Extent, totals: Scopes, rows: Vec<Row>) -> PastReport {
         coverage: observed(4_692_000.0, 4_692_000.0),
         projection: None,
         calibration: None,
+        estimate_notes: None,
         findings: vec![],
     };
     PastReport {

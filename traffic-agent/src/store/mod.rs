@@ -47,7 +47,7 @@ mod tests;
 pub use error::Error;
 pub use files::DATABASE;
 pub use host::{DAYS as HOST_DAYS, MOST_CGROUPS, OTHERS};
-pub use prune::Retention;
+pub use prune::EVENTS;
 pub use read::{Reader, TargetEntry};
 pub use write::Store;
 

@@ -75,6 +75,12 @@ impl Reader {
         id.map(Option::unwrap_or_default).map_err(|source| self.failed(source))
     }
 
+    /// Link-layer bytes per packet, as the daemon was told; `None` if it never was.
+    pub fn link_overhead(&self) -> Result<Option<u32>, Error> {
+        let kept = schema::meta(&self.connection, schema::key::LINK_OVERHEAD);
+        Ok(kept.map_err(|source| self.failed(source))?.and_then(|text| text.parse().ok()))
+    }
+
     /// Every target that has a history, by name.
     pub fn targets(&self) -> Result<Vec<TargetEntry>, Error> {
         const TARGETS: &str = "SELECT name, selector, since, flushed_at FROM target ORDER BY name";

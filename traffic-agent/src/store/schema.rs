@@ -27,6 +27,8 @@ pub(super) const NEWEST: i32 = MIGRATIONS.len() as i32;
 pub(super) mod key {
     /// The time zone that the days are cut in.
     pub const ZONE: &str = "time_zone";
+    /// Link-layer bytes per packet, as configured: the balance of the host is made with them.
+    pub const LINK_OVERHEAD: &str = "link_overhead";
     /// Version of the program that brought the database to its schema.
     pub const WRITTEN_BY: &str = "written_by";
     /// Tells this database from any other.

@@ -10,9 +10,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, Trans
 
 use super::days::{self, Calendar};
 use super::names::Named as _;
-use super::{Error, LIMIT, Retention, absolute, files, host, prune, readings, schema, timestamp};
+use super::{Error, LIMIT, absolute, files, host, prune, readings, schema, timestamp};
 use crate::{
-    history::{Absolute, Event, Flush, Quarter, Series, TargetFlush},
+    history::{Absolute, Event, Flush, Quarter, Retention, Series, TargetFlush},
     report::Counters,
 };
 
@@ -85,6 +85,17 @@ impl Store {
             return Err(Error::Displaced { path });
         }
         Ok(Self { connection, path, opened, calendar, series: BTreeMap::new() })
+    }
+
+    /// Keeps the link-layer bytes per packet that are configured, for those who read the history.
+    pub fn keep_link_overhead(&mut self, bytes: u32) -> Result<(), Error> {
+        const KEY: &str = schema::key::LINK_OVERHEAD;
+        let value = bytes.to_string();
+        let kept = schema::meta(&self.connection, KEY).map_err(|source| self.failed(source))?;
+        if kept.as_deref() == Some(&value) {
+            return Ok(());
+        }
+        schema::set_meta(&self.connection, KEY, &value).map_err(|source| self.failed(source))
     }
 
     /// Adds all of a flush, or on error nothing; then the same can be tried again, or later with more.

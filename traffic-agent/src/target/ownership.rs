@@ -233,7 +233,10 @@ fn limited(survey: &Survey) -> Option<Finding> {
             "the open sockets of {} cannot be seen: whether all of them are counted is unknown",
             blind.join(", ")
         ),
-        remedy: "run as root, or with CAP_SYS_PTRACE".to_owned(),
+        remedy:
+            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (which `run` keeps with \
+                 --look-into processes)"
+                .to_owned(),
         incomplete: false,
     })
 }

@@ -177,7 +177,8 @@ fn closed_namespace(processes: &[Process], pid: i32, error: &netns::Error) -> Fi
              listening ports and interface names are unknown",
             cause.unwrap_or_default()
         ),
-        remedy: "run as root, or with CAP_SYS_ADMIN; name the ports with --port".to_owned(),
+        remedy: "run as root, or with CAP_SYS_ADMIN (which `run` keeps with --look-into namespaces); name the \
+                 ports with --port".to_owned(),
         incomplete: false,
     }
 }
@@ -189,10 +190,13 @@ fn namespace_unknown(processes: &[Process]) -> Finding {
         severity: Severity::Warning,
         code: "audit-limited",
         message: format!(
-            "the network namespace of {} cannot be seen: the agent's own is assumed",
+            "the network namespace of {} cannot be seen: the agent's own is assumed, and in another \
+             one what the kernel answers without a socket would not be counted",
             names.join(", ")
         ),
-        remedy: "run as root, or with CAP_SYS_PTRACE".to_owned(),
+        remedy:
+            "run as root, or with CAP_SYS_PTRACE (which `run` keeps with --look-into processes)"
+                .to_owned(),
         incomplete: false,
     }
 }

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use serde_json::Value;
 use tempfile::TempDir;
 use traffic_agent::history::{Event, Flush, MethodReading, Quarter, Series, TargetFlush, spread};
+use traffic_agent::host::HostFlush;
 use traffic_agent::report::{Counters, Direction, Family, Leg, Origin, Protocol, Scope};
 use traffic_agent::store::Store;
 
@@ -90,6 +91,16 @@ impl History {
         let mut flush = Flush::default();
         flush.targets.push(target);
         self.store.flush(&flush).unwrap();
+    }
+
+    /// Flushes what the host's cgroups and interfaces had.
+    pub fn host(&mut self, host: HostFlush) {
+        self.store.flush(&Flush { host: Some(host), ..Flush::default() }).unwrap();
+    }
+
+    /// Keeps the configured overhead, as the daemon does at its start.
+    pub fn keep_link_overhead(&mut self, bytes: u32) {
+        self.store.keep_link_overhead(bytes).unwrap();
     }
 
     /// Runs a command on it.

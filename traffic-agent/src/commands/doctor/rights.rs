@@ -15,6 +15,7 @@ struct Capability {
     purpose: &'static str,
 }
 
+const DAC_READ_SEARCH: u32 = 2;
 const NET_ADMIN: u32 = 12;
 const SYS_PTRACE: u32 = 19;
 const SYS_ADMIN: u32 = 21;
@@ -29,11 +30,16 @@ const NEEDED: [Capability; 3] = [
 ];
 
 /// Without these less is known of what was counted.
-const USEFUL: [Capability; 2] = [
+const USEFUL: [Capability; 3] = [
     Capability {
         name: "CAP_SYS_PTRACE",
         bit: SYS_PTRACE,
         purpose: "to see which process has which socket, and other users' network namespaces",
+    },
+    Capability {
+        name: "CAP_DAC_READ_SEARCH",
+        bit: DAC_READ_SEARCH,
+        purpose: "to list the open files of other users' processes",
     },
     Capability {
         name: "CAP_SYS_ADMIN",
@@ -123,7 +129,10 @@ fn to_look(rights: Rights) -> Check {
     const NAME: &str = "capabilities-optional";
     let missing = rights.missing(&USEFUL);
     if missing.is_empty() {
-        return Check::ok(NAME, "CAP_SYS_PTRACE and CAP_SYS_ADMIN: enough to look into everything");
+        return Check::ok(
+            NAME,
+            "CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN: enough to look into everything",
+        );
     }
     Check::warning(
         NAME,
@@ -192,7 +201,10 @@ mod tests {
         assert_eq!(check.status, CheckStatus::Error);
         assert_eq!(check.message, "missing: CAP_PERFMON (to let it read packet headers)");
         assert_eq!(to_look(rights(&[NET_ADMIN, PERFMON, BPF])).status, CheckStatus::Warning);
-        assert_eq!(to_look(rights(&[SYS_PTRACE, SYS_ADMIN])).status, CheckStatus::Ok);
+        assert_eq!(
+            to_look(rights(&[SYS_PTRACE, SYS_ADMIN, DAC_READ_SEARCH])).status,
+            CheckStatus::Ok
+        );
     }
 
     #[test]

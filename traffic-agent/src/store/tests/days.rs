@@ -5,7 +5,7 @@ use std::fs;
 use jiff::ToSpan as _;
 
 use super::*;
-use crate::store::Retention;
+use crate::history::Retention;
 
 /// One posting of a byte, and one observed millisecond, in every quarter from `from` to before `to`.
 fn fill(store: &mut Store, from: &str, to: &str) {

@@ -1,11 +1,11 @@
 //! The host's ledger goes in and comes out, stays bounded, and reaches the disk with the targets or not at all.
 
 use super::*;
-use crate::history::{Event, EventKind};
+use crate::history::{Event, EventKind, Retention};
 use crate::host::{HostAbsolute, HostFlush, HostSeries, ledger::Device};
 use crate::kernel::HostSample;
 use crate::method::interface::InterfaceCounters;
-use crate::store::{MOST_CGROUPS, OTHERS, Retention};
+use crate::store::{MOST_CGROUPS, OTHERS};
 use traffic_ebpf::HostKey;
 
 fn host_series(cgroup: &str, target: Option<&str>) -> HostSeries {

@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::*;
-use crate::store::{DATABASE, Error, Retention};
+use crate::history::Retention;
+use crate::store::{DATABASE, Error};
 
 const ZONES: [&str; 6] =
     ["UTC", "Europe/Berlin", "Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns", "Pacific/Apia"];

@@ -4,8 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::estimate::PortBytes;
-use crate::history::{Method, MethodReading, ReadingSum};
-use crate::store::Retention;
+use crate::history::{Method, MethodReading, ReadingSum, Retention};
 
 fn reading(
     start: &str,
