@@ -100,7 +100,7 @@ fn cgroups_that_end_while_the_agent_is_away_take_no_place() -> Result<()> {
     }
     fs::create_dir(&path)?;
     home.start_and_wait()?;
-    let map = pins(&home, traffic_ebpf::ABI_VERSION, "counted")?.join("CGROUPS");
+    let map = pins(&home, "counted")?.join("CGROUPS");
     let map = Map::HashMap(MapData::from_pin(map)?);
     let known: HashMap<_, u64, u32> = map.try_into()?;
     let known = known.keys().collect::<Result<Vec<u64>, _>>()?;
