@@ -5,19 +5,24 @@
 //! comes for them for somebody else's, and answers nothing.
 
 use std::cell::Cell;
+use std::hint;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
+use nix::unistd::Pid;
 
 use crate::capture::bind_to_device;
 use crate::crafted::{self, Ends, Segment};
@@ -197,13 +202,13 @@ impl FarEnd {
     }
 
     fn emit(&self, packet: &[u8]) -> Result<()> {
+        send_frame(&self.socket, &self.frame(packet))
+    }
+
+    fn frame(&self, packet: &[u8]) -> Vec<u8> {
         let kind = if self.address.is_ipv4() { [0x08, 0x00] } else { [0x86, 0xdd] };
         let packet = if self.has_options { crafted::with_options(packet) } else { packet.to_vec() };
-        let frame = [&self.hardware[..], &self.hardware, &kind, &packet].concat();
-        let sent = send(self.socket.as_raw_fd(), &frame, MsgFlags::empty())
-            .context("cannot send from a handmade far end")?;
-        ensure!(sent == frame.len(), "{sent} of {} bytes were sent", frame.len());
-        Ok(())
+        [&self.hardware[..], &self.hardware, &kind, &packet].concat()
     }
 }
 
@@ -245,6 +250,35 @@ impl Connection<'_> {
     /// connection goes on as if nothing had been.
     pub fn send_ahead(&self, ahead: u32, flags: u8, payload: &[u8]) -> Result<()> {
         self.segment(ahead.wrapping_neg(), flags, payload)
+    }
+
+    /// Sends two segments in their turn from two CPUs at the same time, so that the proxy's kernel takes
+    /// both at once: one without payload, one with.
+    pub fn send_at_once(&mut self, payload: &[u8]) -> Result<()> {
+        let frames = [&[], payload].map(|it| self.far.frame(&self.crafted(0, ACK, it)));
+        let (socket, ready) = (&self.far.socket, AtomicUsize::new(0));
+        thread::scope(|scope| {
+            let senders = [0, 1].map(|cpu| {
+                let (frame, ready) = (&frames[cpu], &ready);
+                scope.spawn(move || -> Result<()> {
+                    let mut only = CpuSet::new();
+                    only.set(cpu)?;
+                    sched_setaffinity(Pid::from_raw(0), &only)
+                        .with_context(|| format!("CPU {cpu} is not allowed here"))?;
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    while ready.load(Ordering::SeqCst) < 2 {
+                        hint::spin_loop();
+                    }
+                    send_frame(socket, frame)
+                })
+            });
+            for sender in senders {
+                sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+        self.next = self.next.wrapping_add(payload.len() as u32);
+        Ok(())
     }
 
     /// Answers the proxy's SYN with the acknowledgement of something that it has never sent.
@@ -312,6 +346,10 @@ impl Connection<'_> {
     }
 
     fn segment(&self, back: u32, flags: u8, payload: &[u8]) -> Result<()> {
+        self.far.emit(&self.crafted(back, flags, payload))
+    }
+
+    fn crafted(&self, back: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         let segment = Segment {
             source_port: self.port,
             destination_port: self.proxy_port,
@@ -322,8 +360,15 @@ impl Connection<'_> {
             echo: self.echo,
             payload,
         };
-        self.far.emit(&crafted::tcp(self.far.ends(), &segment))
+        crafted::tcp(self.far.ends(), &segment)
     }
+}
+
+fn send_frame(socket: &OwnedFd, frame: &[u8]) -> Result<()> {
+    let sent = send(socket.as_raw_fd(), frame, MsgFlags::empty())
+        .context("cannot send from a handmade far end")?;
+    ensure!(sent == frame.len(), "{sent} of {} bytes were sent", frame.len());
+    Ok(())
 }
 
 /// The sender's clock in the timestamps option of a TCP packet.

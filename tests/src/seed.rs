@@ -18,7 +18,7 @@ use traffic_ebpf::{
 #[derive(Clone, Copy)]
 struct Element(InterfaceSums);
 
-// SAFETY: `repr(transparent)` over an array of `Sums`, which is `repr(C)` and made of `u64`s.
+// SAFETY: `repr(transparent)` over `InterfaceSums`, which is `repr(C)` and made of `u64`s.
 unsafe impl Pod for Element {}
 
 /// The maps of one agent with one target.
@@ -59,7 +59,7 @@ impl Seeds {
         let slot = u32::from(interface_slot);
         let mut elements: Vec<Element> = self.cells.get(&slot, 0)?.to_vec();
         ensure!(per_cpu.len() <= elements.len(), "there are only {} CPUs", elements.len());
-        for (Element(cells), added) in elements.iter_mut().zip(per_cpu) {
+        for (Element(InterfaceSums { cells, .. }), added) in elements.iter_mut().zip(per_cpu) {
             ensure!(cells[index] == Sums::default(), "something was counted there already");
             cells[index] = sums(added);
         }
@@ -70,10 +70,11 @@ impl Seeds {
     /// CPUs share it.
     pub fn count_answered(&mut self, interface_slot: u8, index: usize, added: Cell) -> Result<()> {
         let element = u32::try_from(ANSWERED_SEEN * INTERFACE_SLOTS)? + u32::from(interface_slot);
-        let Element(mut cells) = self.answered.get(&element, 0)?;
+        let mut of_slot = self.answered.get(&element, 0)?;
+        let Element(InterfaceSums { cells, .. }) = &mut of_slot;
         ensure!(cells[index] == Sums::default(), "something was counted there already");
         cells[index] = sums(&added);
-        Ok(self.answered.set(element, Element(cells), 0)?)
+        Ok(self.answered.set(element, of_slot, 0)?)
     }
 }
 

@@ -1,26 +1,22 @@
 //! One target, measured from one instant to another: what `compare`, `exec` and `demo` share.
 
 pub mod finding;
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use traffic_ebpf::{Cell, INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
+use anyhow::Result;
+use traffic_ebpf::{INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
 
 use crate::kernel::pins::PinRoot;
 use crate::kernel::{Counter, Options, Owner, Retired, Sample};
-use crate::ledger::{self, Names};
+use crate::ledger::Names;
 use crate::method::ListeningPort;
 use crate::network::{self, Networks};
-use crate::report::{
-    CellReport, CgroupReport, Counters, Directions, Finding, Origin, ProcessReport, Protocol,
-    Scope, Severity, TargetReport,
-};
+use crate::report::{Finding, Protocol, Scope, Severity};
 use crate::target::sockets::Which;
-use crate::target::{
-    self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value, ownership,
-};
+use crate::target::{self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value};
 
 /// So long after its cgroup was made a container's first process is in the namespace that it stays in: it
 /// begins in the one of whoever starts it.
@@ -94,33 +90,11 @@ pub struct Measurement<'h> {
 impl<'h> Measurement<'h> {
     /// Loads a program instance, tells it the ports that listen already, and attaches it.
     pub fn start(host: &'h Host, plan: Plan) -> Result<Self> {
-        let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
-        let listening = survey.listening(&plan.ports);
-        let options = options(&plan, &listening);
-        let mut counter = Counter::load(&options)?;
-        for excluded in plan.ports.excluded() {
-            counter.slots().exclude_port(excluded);
+        let (mut measurement, ()) =
+            Self::with_counter(host, plan, |options, _| Ok((Counter::load(options)?, ())))?;
+        for cgroup in &measurement.plan.cgroups {
+            measurement.counter.attach(&cgroup.dir)?;
         }
-        claim(&mut counter, &listening)?;
-        let mut networks = Networks::default();
-        networks.note_processes(&host.proc, host.cgroups.pids(&plan.cgroups)?);
-        tell_namespaces(&mut counter, &networks)?;
-        for cgroup in &plan.cgroups {
-            counter.attach(&cgroup.dir)?;
-        }
-        let mut measurement = Self {
-            host,
-            plan,
-            counter,
-            transparent: options.transparent,
-            networks,
-            hung: BTreeMap::new(),
-            unsure_since: None,
-            outlives: false,
-            processes: BTreeSet::new(),
-            owned: BTreeSet::new(),
-            findings: Vec::new(),
-        };
         // Once more, for what began to listen between the look and the attachment.
         let plan = &measurement.plan;
         let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
@@ -135,35 +109,50 @@ impl<'h> Measurement<'h> {
     ///
     /// With it come counters of an earlier version of this program, which are to be read to their end.
     pub fn open(host: &'h Host, plan: Plan, root: &PinRoot) -> Result<(Self, Vec<Retired>)> {
+        let (mut measurement, retired) = Self::with_counter(host, plan, |options, plan| {
+            Ok(Counter::open(options, root, &plan.name)?)
+        })?;
+        let attached = measurement.counter.attached_cgroups();
+        if !attached.is_empty() {
+            let tree = host.cgroups.tree()?.into_iter();
+            let hung = tree.filter(|cgroup| attached.contains(&cgroup.id));
+            measurement.hung = hung.map(|cgroup| (cgroup.id, cgroup)).collect();
+        }
+        measurement.unsure_since = Some(Instant::now());
+        measurement.outlives = true;
+        Ok((measurement, retired))
+    }
+
+    /// Gets a counter for what the target is now, and tells it the ports that listen already. It hangs on
+    /// nothing that it did not hang on before.
+    fn with_counter<T>(
+        host: &'h Host,
+        plan: Plan,
+        get: impl FnOnce(&Options, &Plan) -> Result<(Counter, T)>,
+    ) -> Result<(Self, T)> {
         let survey = Survey::take(host, &plan.cgroups, Which::Bound)?;
         let listening = survey.listening(&plan.ports);
         let options = options(&plan, &listening);
-        let (mut counter, retired) = Counter::open(&options, root, &plan.name)?;
+        let (mut counter, with_it) = get(&options, &plan)?;
         counter.slots().set_excluded(&plan.ports.excluded());
         claim(&mut counter, &listening)?;
         let mut networks = Networks::default();
         networks.note_processes(&host.proc, host.cgroups.pids(&plan.cgroups)?);
         tell_namespaces(&mut counter, &networks)?;
-        let attached = counter.attached_cgroups();
-        let hung = match attached.is_empty() {
-            true => BTreeMap::new(),
-            false => host.cgroups.tree()?.into_iter().map(|cgroup| (cgroup.id, cgroup)).collect(),
-        };
-        let hung = hung.into_iter().filter(|(id, _)| attached.contains(id)).collect();
         let measurement = Self {
             host,
             plan,
             counter,
             transparent: options.transparent,
             networks,
-            hung,
-            unsure_since: Some(Instant::now()),
-            outlives: true,
+            hung: BTreeMap::new(),
+            unsure_since: None,
+            outlives: false,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
             findings: Vec::new(),
         };
-        Ok((measurement, retired))
+        Ok((measurement, with_it))
     }
 
     /// Whether the programs were loaded for what the target is now: transparent listeners need a variant.
@@ -376,127 +365,9 @@ impl<'h> Measurement<'h> {
         self.counter.slots().client_ports()
     }
 
-    /// What was counted between two samples, with names.
-    pub fn cells(&mut self, start: &Sample, end: &Sample) -> Result<Vec<CellReport>> {
-        Ok(self.counted(start, end)?.0)
-    }
-
-    /// The same, and what may be anybody's.
-    fn counted(
-        &mut self,
-        start: &Sample,
-        end: &Sample,
-    ) -> Result<(Vec<CellReport>, Option<Directions>)> {
-        let counted: Vec<Cell> = ledger::difference(&start.cells, &end.cells)?;
-        let names = self.names()?;
-        let available = self.counter.answered().unavailable().is_none();
-        let unattributed = available.then(|| ledger::unattributed(&counted));
-        Ok((ledger::name_cells(&counted, &names), unattributed))
-    }
-
     /// Adds what was noticed elsewhere.
     pub fn add_finding(&mut self, finding: Finding) {
         self.findings.push(finding);
-    }
-
-    /// Looks at the target once more, and puts the report together from two samples.
-    ///
-    /// The methods, estimates and verdict are the caller's to add.
-    pub fn report(&mut self, start: &Sample, end: &Sample) -> Result<TargetReport> {
-        let (cells, unattributed) = self.counted(start, end)?;
-        let mut findings = std::mem::take(&mut self.findings);
-        findings.extend(self.audit().unwrap_or_else(|error| vec![finding::audit_failed(&error)]));
-        findings.extend(finding::interface_without_slot(&cells));
-        findings.extend(finding::port_without_slot(&cells));
-        findings.extend(self.networks.finding());
-        findings.extend(self.answered_findings(&cells, unattributed));
-        findings.extend(finding::unparsable(self.counter.trace().take_log()));
-        let silent = cells.iter().all(|cell| cell.origin != Origin::Socket);
-        if silent && !self.plan.selectors.is_empty() {
-            findings.push(finding::no_traffic());
-        }
-        let totals = ledger::totals(&cells);
-        let counters = end.cells.iter().copied().map(Counters::from);
-        let scopes = [totals.billed, totals.unbilled, totals.loopback];
-        let sums = scopes.iter().flat_map(|scope| [scope.ingress, scope.egress]);
-        if counters.chain(sums).any(|counters| counters.at_limit())
-            || totals.billed.wire_bytes() == u64::MAX
-        {
-            findings.push(finding::at_limit("counters", true));
-        }
-        // Ports beyond the table are summed in a row without a number: as rows of their own they would
-        // seem to have had no traffic.
-        let listening = self.client_ports();
-        let own_slot: BTreeSet<ListeningPort> = self
-            .counter
-            .slots()
-            .owners()?
-            .into_iter()
-            .filter_map(|(_, owner)| match owner {
-                Owner::Port(port) => Some(port),
-                Owner::Interface(_) => None,
-            })
-            .filter(|port| listening.contains(port))
-            .collect();
-        let seconds = end.taken_at.duration_since(start.taken_at).as_secs_f64();
-        Ok(TargetReport {
-            name: self.plan.name.clone(),
-            selector: self.plan.selector.clone(),
-            cgroups: self.plan.cgroups.iter().map(CgroupReport::from).collect(),
-            processes: self
-                .processes
-                .iter()
-                .map(|(pid, name)| ProcessReport { pid: *pid, name: name.clone() })
-                .collect(),
-            complete: !findings.iter().any(|finding| finding.incomplete),
-            observed_seconds: seconds,
-            total_wire_bytes: totals.billed.wire_bytes(),
-            totals,
-            ports: ledger::ports(&cells, &own_slot.into_iter().collect::<Vec<_>>()),
-            cells,
-            unattributed,
-            methods: Vec::new(),
-            estimates: Vec::new(),
-            capture_rates: Vec::new(),
-            ratio: None,
-            verdict: String::new(),
-            findings,
-        })
-    }
-
-    /// What is wrong, missing or worth knowing now, without what only a report can tell.
-    pub fn findings(&mut self) -> Result<Vec<Finding>> {
-        let mut findings = std::mem::take(&mut self.findings);
-        findings.extend(self.audit()?);
-        findings.extend(self.networks.finding());
-        findings.extend(self.answered_findings(&[], None));
-        findings.extend(finding::unparsable(self.counter.trace().take_log()));
-        Ok(findings)
-    }
-
-    /// Whose sockets were counted, and whose were not.
-    fn audit(&self) -> Result<Vec<Finding>> {
-        let mut findings = Vec::new();
-        let mut alive = Vec::new();
-        for cgroup in &self.plan.cgroups {
-            match self.host.cgroups.cgroup(&cgroup.path) {
-                Ok(now) if now.id == cgroup.id => alive.push(cgroup.clone()),
-                _ => findings.push(finding::cgroup_gone(cgroup)),
-            }
-        }
-        if !alive.is_empty() {
-            let mut survey = Survey::take(self.host, &alive, Which::All)
-                .context("cannot audit who owns the sockets")?;
-            for id in &self.owned {
-                survey.owned.entry(*id).or_insert(0);
-            }
-            // Several namespaces are reported from what was seen all along.
-            let seen =
-                survey.findings.iter().filter(|finding| finding.code != "several-namespaces");
-            findings.extend(seen.cloned());
-            findings.extend(ownership::audit(self.host, &survey, &self.plan.selectors)?);
-        }
-        Ok(findings)
     }
 
     /// What the slots stand for now.
@@ -531,23 +402,6 @@ impl<'h> Measurement<'h> {
             }
         }
         Ok(names)
-    }
-
-    /// Packets without a socket that were not counted, or not as the target's.
-    fn answered_findings(
-        &mut self,
-        cells: &[CellReport],
-        unattributed: Option<Directions>,
-    ) -> Vec<Finding> {
-        let refused = self.counter.answered().unavailable().map(finding::not_answered);
-        let missed = self.counter.missed().unwrap_or(0);
-        refused
-            .into_iter()
-            .chain(finding::unattributed(unattributed.unwrap_or_default()))
-            .chain(finding::icmpv6_not_counted(cells))
-            .chain(finding::syn_cookies(self.networks.cookies_sent()))
-            .chain(finding::answers_missed(missed))
-            .collect()
     }
 }
 

@@ -17,11 +17,11 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use traffic_ebpf::{
-    EGRESS, HOST_ENTRIES, HOST_NOBODY, HostKey, HostSums, INGRESS, LOOPBACK_IFINDEX,
+    EGRESS, HOST_ENTRIES, HOST_NOBODY, Handshake, HostKey, HostSums, INGRESS, LOOPBACK_IFINDEX,
 };
 
 use crate::headers::{Headers, TCP, parse};
-use crate::program::{PACKET_LOOPBACK, PASS, add, masked, payload, split};
+use crate::program::{PACKET_LOOPBACK, PASS, add, delivered_again, masked, payload, split};
 use crate::structures::{NET_INUM, SOCK_NET, field};
 
 /// How often the agent has turned to the other map: the one in use is that of the lowest bit.
@@ -39,6 +39,10 @@ static HOST_ODD: PerCpuHashMap<HostKey, [HostSums; 2]> =
 /// What has found no place in a map: one element for each.
 #[map]
 static HOST_OVERFLOW: PerCpuArray<[HostSums; 2]> = PerCpuArray::with_max_entries(2, 0);
+
+/// As in `InterfaceSums`, of all interfaces.
+#[map]
+static HOST_HANDSHAKE: PerCpuArray<Handshake> = PerCpuArray::with_max_entries(1, 0);
 
 /// No program looks into it. When the agent writes a map of maps, the kernel waits until every program has
 /// ended that runs at that time. Source: `maybe_wait_bpf_programs()`, kernel/bpf/syscall.c, since 4.20.
@@ -71,6 +75,9 @@ pub fn count_host_egress(ctx: SkBuffContext) -> i32 {
 /// Adds a packet to the counters of its cgroup, namespace and interface.
 #[inline(always)]
 fn count(skb: *mut __sk_buff, direction: u32) {
+    if direction == INGRESS && was_counted(skb) {
+        return;
+    }
     let key = key(skb, direction);
     // The lookups cannot fail: both maps are arrays, and have these elements.
     let Some(turn) = HOST_TURN.get_ptr(0) else { return };
@@ -102,6 +109,14 @@ fn count(skb: *mut __sk_buff, direction: u32) {
         // SAFETY: as above.
         unsafe { add::<{ offset_of!(HostSums, split_bytes) }>(sums, bytes) };
     }
+}
+
+/// Whether it is the second time that the kernel delivers an incoming packet.
+#[inline(always)]
+fn was_counted(skb: *mut __sk_buff) -> bool {
+    let Some(handshake) = HOST_HANDSHAKE.get_ptr_mut(0) else { return false };
+    let Some(headers) = parse(skb) else { return false };
+    delivered_again(skb, handshake, headers)
 }
 
 /// Returns the counters of a key, new ones if it has none yet.

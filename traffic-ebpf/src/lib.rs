@@ -101,8 +101,27 @@ impl Sums {
     }
 }
 
-/// The sums of all cells of one interface slot: the value of the map `CELLS`.
-pub type InterfaceSums = [Sums; CELLS_PER_INTERFACE];
+/// A packet that was to complete a handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Handshake {
+    /// Made of its numbers, flags, window, checksum and length; 0 if it was another packet.
+    pub fingerprint: u64,
+    /// Where the kernel has it: a place that is soon another packet's.
+    pub packet: u64,
+    /// When it came, by the clock since boot.
+    pub at_ns: u64,
+}
+
+/// What one interface slot has: the value of the maps `CELLS` and `ANSWERED`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct InterfaceSums {
+    /// The sums of its cells, by [`cell_index`].
+    pub cells: [Sums; CELLS_PER_INTERFACE],
+    /// The program's own: the packet before, if that was to complete a handshake.
+    pub handshake: Handshake,
+}
 
 /// Elements of the map `CELLS`.
 pub const INTERFACE_SLOTS: usize = 8;
@@ -171,7 +190,7 @@ pub const SLOT_OWNERS_ENTRIES: u32 = 128;
 
 // The program cuts its indices to the bits below.
 const _: () = assert!(CELLS_PER_INTERFACE.is_power_of_two() && TABLE_BYTES.is_power_of_two());
-const _: () = assert!(CELLS_PER_INTERFACE * size_of::<Sums>() == 12_288);
+const _: () = assert!(size_of::<InterfaceSums>() == 12_288 + 24);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);

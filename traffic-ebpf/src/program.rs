@@ -15,7 +15,7 @@ use aya_ebpf::{
         __sk_buff, BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
     },
-    helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_fullsock, bpf_sk_storage_get},
     macros::{btf_map, cgroup_skb, cgroup_sock_addr, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
     programs::{SkBuffContext, SockAddrContext},
@@ -25,11 +25,11 @@ use aya_log_ebpf::warn;
 use crate::headers::{Headers, TCP_FLAGS, UDP, load_u16, parse, read_transport};
 use crate::retransmission;
 use traffic_ebpf::{
-    CELLS_PER_INTERFACE, EGRESS, FAMILIES, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
-    INTERFACE_SLOTS, IPV4, InterfaceSums, LOOPBACK_IFINDEX, PORT_EXCLUDED, PORT_SLOT_UPSTREAM_TCP,
-    PORT_SLOT_UPSTREAM_UDP, PORT_SLOTS, PacketRecord, SLOT_NONE, SLOT_OWNERS_ENTRIES, SlotRange,
-    Sums, TABLE_BYTES, TABLE_INTERFACE, TABLE_TCP, TABLE_UDP, TABLES, cell_index, slot_key,
-    slot_owner, slot_range, wire,
+    CELLS_PER_INTERFACE, EGRESS, FAMILIES, Handshake, INGRESS, INTERFACE_SLOT_LOOPBACK,
+    INTERFACE_SLOT_OTHER, INTERFACE_SLOTS, IPV4, InterfaceSums, LOOPBACK_IFINDEX, PORT_EXCLUDED,
+    PORT_SLOT_UPSTREAM_TCP, PORT_SLOT_UPSTREAM_UDP, PORT_SLOTS, PacketRecord, SLOT_NONE,
+    SLOT_OWNERS_ENTRIES, SlotRange, Sums, TABLE_BYTES, TABLE_INTERFACE, TABLE_TCP, TABLE_UDP,
+    TABLES, cell_index, slot_key, slot_owner, slot_range, wire,
 };
 
 /// Verdict of both hooks, whatever happens: the packet goes on.
@@ -42,6 +42,11 @@ pub const PACKET_LOOPBACK: u32 = 5;
 const TCP_SEQUENCE: u64 = 4;
 /// Source: `TCP_LISTEN`, include/net/tcp_states.h.
 pub const TCP_LISTEN: u32 = 10;
+/// Within this time the kernel has delivered a packet again. (It takes some microseconds, but an interrupt or
+/// the host of a virtual machine may come in between.) Later it is another one that looks the same.
+const AT_ONCE_NS: u64 = 1_000_000;
+/// Of the flags of TCP. Source: RFC 9293, section 3.1.
+pub const SYN: u8 = 2;
 
 /// Describe each of the first packets. A constant at load: at 0 the verifier removes the branch.
 #[unsafe(no_mangle)]
@@ -151,18 +156,24 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     // SAFETY: the kernel hands a valid context to the program.
     let (len, gso_size) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_size)) };
     let payload_bytes = payload(len, headers);
-    // SAFETY: `cell` lies in a live map value.
-    unsafe { add::<{ offset_of!(Sums, packets) }>(cell.cast(), 1) };
-    // SAFETY: as above.
-    unsafe { add::<{ offset_of!(Sums, bytes) }>(cell.cast(), len) };
-    // SAFETY: as above.
-    unsafe { add::<{ offset_of!(Sums, payload_bytes) }>(cell.cast(), payload_bytes) };
-    if gso_size != 0 {
-        let (packets, bytes) = split(headers, payload_bytes, gso_size);
+    // SAFETY: inside of the value.
+    let handshake = unsafe { &raw mut (*cells).handshake };
+    if direction == INGRESS && delivered_again(skb, handshake, headers) {
+        // Its bytes are in the cell. What its connection has received it could not tell the first time.
+    } else {
+        // SAFETY: `cell` lies in a live map value.
+        unsafe { add::<{ offset_of!(Sums, packets) }>(cell.cast(), 1) };
         // SAFETY: as above.
-        unsafe { add::<{ offset_of!(Sums, split_packets) }>(cell.cast(), packets) };
+        unsafe { add::<{ offset_of!(Sums, bytes) }>(cell.cast(), len) };
         // SAFETY: as above.
-        unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell.cast(), bytes) };
+        unsafe { add::<{ offset_of!(Sums, payload_bytes) }>(cell.cast(), payload_bytes) };
+        if gso_size != 0 {
+            let (packets, bytes) = split(headers, payload_bytes, gso_size);
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_packets) }>(cell.cast(), packets) };
+            // SAFETY: as above.
+            unsafe { add::<{ offset_of!(Sums, split_bytes) }>(cell.cast(), bytes) };
+        }
     }
 
     if RETRANSMISSIONS.load() != 0
@@ -178,6 +189,60 @@ fn count(ctx: &SkBuffContext, direction: u32) {
     if TRACE_PACKETS.load() != 0 {
         trace(ctx, direction, index as u32);
     }
+}
+
+/// Whether an incoming packet is one that passed just before.
+///
+/// A packet that is to complete a handshake passes on the listener. When another CPU makes a socket of the
+/// request at the same moment, the kernel takes it back and delivers it again, to that socket: the hook sees
+/// it twice. Source: `req_stolen` in `tcp_v4_rcv()`, net/ipv4/tcp_ipv4.c, and likewise for IPv6. (Now and then to the
+/// listener once more: a lookup can miss a socket that is just taking the request's place.)
+///
+/// `handshake`: this CPU's and interface's; between the two nothing else passes there.
+#[inline(always)]
+pub fn delivered_again(skb: *mut __sk_buff, handshake: *mut Handshake, headers: Headers) -> bool {
+    // SAFETY: the kernel hands a valid context to the program.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if headers.protocol() != u64::from(PORT_SLOT_UPSTREAM_TCP) || sk.is_null() {
+        return false;
+    }
+    // SAFETY: `sk` is not null; `handshake` lies in a live map value.
+    let (state, before) =
+        unsafe { ((*sk).state, (&raw const (*handshake).fingerprint).read_volatile()) };
+    if state != TCP_LISTEN && before == 0 {
+        return false;
+    }
+    is_again(skb, handshake, headers, u64::from(state == TCP_LISTEN)) != 0
+}
+
+/// Runs at the end of a handshake only.
+#[inline(never)]
+fn is_again(
+    skb: *mut __sk_buff,
+    handshake: *mut Handshake,
+    headers: Headers,
+    on_listener: u64,
+) -> u64 {
+    // What follows the ports: numbers, flags, window and checksum.
+    let Some(fields) = read_transport::<16>(skb, headers, TCP_SEQUENCE) else { return 0 };
+    let [low, high] =
+        [0, 8].map(|at| u64::from_ne_bytes(core::array::from_fn(|index| fields[at + index])));
+    // SAFETY: the kernel hands a valid context to the program.
+    let fingerprint = low ^ high.wrapping_add(u64::from(unsafe { (*skb).len }));
+    let completes = on_listener != 0 && fields[(TCP_FLAGS - TCP_SEQUENCE) as usize] & SYN == 0;
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    // SAFETY: `handshake` lies in a live map value.
+    let before = unsafe { handshake.read_volatile() };
+    let packet = skb as u64;
+    let fingerprint_or_none = if completes { fingerprint } else { 0 };
+    let next = Handshake { fingerprint: fingerprint_or_none, packet, at_ns: now };
+    // SAFETY: as above.
+    unsafe { handshake.write_volatile(next) };
+    let is_again = before.fingerprint == fingerprint
+        && before.packet == packet
+        && now - before.at_ns < AT_ONCE_NS;
+    u64::from(is_again)
 }
 
 /// Returns what is behind the headers.

@@ -329,7 +329,7 @@ pub(super) fn read_cells(map: &Array<MapData, Element>, cells: &mut [Cell]) -> R
     let elements = cells.chunks_exact_mut(traffic_ebpf::CELLS_PER_INTERFACE);
     for (index, cells) in (0..ANSWERED_ELEMENTS as u32).zip(elements) {
         let Element(element) = map.get(&index, 0).map_err(map_error("ANSWERED"))?;
-        for (cell, sums) in cells.iter_mut().zip(&element) {
+        for (cell, sums) in cells.iter_mut().zip(&element.cells) {
             *cell = sums.cell();
         }
     }

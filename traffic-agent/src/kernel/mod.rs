@@ -203,7 +203,7 @@ pub struct Options {
 #[derive(Clone, Copy)]
 struct Element(InterfaceSums);
 
-// SAFETY: `repr(transparent)` over an array of `Sums`, which is `repr(C)`, six `u64`s, no padding;
+// SAFETY: `repr(transparent)` over `InterfaceSums`, which is `repr(C)` and made of `u64`s, no padding;
 // every bit pattern is a valid value.
 unsafe impl aya::Pod for Element {}
 
@@ -459,7 +459,7 @@ fn sum_cells(map: &PerCpuArray<MapData, Element>, sums: &mut [Cell]) -> Result<(
         for (index, cell) in cells.iter_mut().enumerate() {
             let mut sum = Sums::default();
             for Element(element) in per_cpu.iter() {
-                sum.add(&element[index]);
+                sum.add(&element.cells[index]);
             }
             *cell = sum.cell();
         }
