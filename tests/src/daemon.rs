@@ -94,8 +94,22 @@ impl Home {
         let options = format!("size={bytes},mode=0750");
         mount(Some("state"), &state, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
             .context("cannot mount a tmpfs")?;
-        self.mounts.push(state);
+        self.unmount_at_the_end(&state);
         Ok(())
+    }
+
+    /// Makes the file system of the state directory read-only, or writable again. The kernel refuses the first
+    /// while a daemon writes.
+    pub fn remount_state(&self, read_only: bool) -> Result<()> {
+        let flags = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+        let none = None::<&str>;
+        mount(none, &self.state_dir(), none, MsFlags::MS_REMOUNT | flags, none)
+            .context("cannot mount the state directory anew")
+    }
+
+    /// What is mounted there goes with this.
+    pub fn unmount_at_the_end(&mut self, path: &Path) {
+        self.mounts.push(path.to_owned());
     }
 
     /// Makes every start from here on one on a machine that has booted anew: the daemon sees another boot's
@@ -170,7 +184,7 @@ impl Home {
     pub fn start_and_wait(&mut self) -> Result<()> {
         let before = self.last_flush();
         self.start()?;
-        self.wait_until("the daemon writes its history", |home| home.last_flush() > before)
+        self.wait_for_flush_after(before)
     }
 
     /// Its process.
@@ -225,6 +239,26 @@ impl Home {
         Ok(())
     }
 
+    /// Waits until the log has these words.
+    pub fn wait_for_log(&self, words: &str) -> Result<()> {
+        self.wait_until(words, |home| home.log().contains(words))
+    }
+
+    /// How often the log has these words.
+    pub fn times_in_log(&self, words: &str) -> usize {
+        self.log().matches(words).count()
+    }
+
+    /// Waits until what has been read by now is in the history.
+    pub fn wait_for_flush(&self) -> Result<()> {
+        self.wait_for_flush_after(self.last_flush())
+    }
+
+    fn wait_for_flush_after(&self, before: Option<i64>) -> Result<()> {
+        let is_later = |now: Option<i64>| now.is_some() && now != before;
+        self.wait_until("the daemon writes its history", |home| is_later(home.last_flush()))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.file("log")).unwrap_or_default()
@@ -245,6 +279,15 @@ impl Home {
     /// The same as books.
     pub fn books(&self, target: &str) -> Result<Books> {
         Ok(figures::of_cells(&self.cells(target)?))
+    }
+
+    /// Asserts that the whole history of a target is what was captured.
+    #[track_caller]
+    pub fn assert_books(&self, target: &str, captured: &Books) -> Result<()> {
+        let counted = self.books(target)?;
+        assert!(!counted.is_empty(), "nothing was counted\n{}", self.log());
+        assert_eq!(&counted, captured, "history (left), capture (right)\n{}", self.log());
+        Ok(())
     }
 
     /// All events of a target.
@@ -295,11 +338,20 @@ impl Drop for Home {
     }
 }
 
-/// Where the pins of a target are.
-pub fn pins(home: &Home, abi: u32, target: &str) -> Result<PathBuf> {
-    let versions = home.bpffs().join("traffic-agent").join(format!("v{abi}"));
-    let instance = fs::read_dir(&versions)?.next().context("no pins")??;
-    Ok(instance.path().join(target))
+/// Where the pins of a target are, whatever the version in their path.
+pub fn pins(home: &Home, target: &str) -> Result<PathBuf> {
+    let version = only_entry(&home.bpffs().join("traffic-agent"))?;
+    Ok(only_entry(&version)?.join(target))
+}
+
+/// Where the pins of a target are, of one version.
+pub fn pins_of(home: &Home, abi: u32, target: &str) -> Result<PathBuf> {
+    let version = home.bpffs().join(format!("traffic-agent/v{abi}"));
+    Ok(only_entry(&version)?.join(target))
+}
+
+fn only_entry(directory: &Path) -> Result<PathBuf> {
+    Ok(fs::read_dir(directory)?.next().context("no pins")??.path())
 }
 
 /// Whether anything is pinned.

@@ -139,6 +139,16 @@ pub fn sum(books: &Books, keep: impl Fn(&Key) -> bool) -> Figures {
     books.iter().filter(|(key, _)| keep(key)).map(|(_, figures)| *figures).sum()
 }
 
+/// What two books have together.
+pub fn together(one: &Books, other: &Books) -> Books {
+    let mut both = one.clone();
+    for (key, figures) in other {
+        let sum = both.entry(key.clone()).or_default();
+        *sum = *sum + *figures;
+    }
+    both
+}
+
 /// What one book has beyond another.
 pub fn since(now: &Books, before: &Books) -> Books {
     let mut difference = Books::new();

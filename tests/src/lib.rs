@@ -19,16 +19,22 @@
 //! * [`years`]: what is put there, and what the agent should say.
 //! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
 //! * [`daemon`]: the built `traffic-agent run` with a state directory of its own.
+//! * [`accounted`]: a relay that such a daemon counts, and its history held against captures.
+//! * [`clock`]: a wall clock of a daemon's own, that a test can set.
+//! * [`disk`]: a disk of a daemon's own, that a test can break.
 //! * [`load`]: traffic for as long as something else is done.
 //! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`soak`]: traffic without end, and all that happens to an agent meanwhile.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
+pub mod accounted;
 pub mod agent;
 pub mod background;
+pub mod clock;
 pub mod contention;
 pub mod daemon;
+pub mod disk;
 pub mod exchange;
 pub mod exclusive;
 pub mod factory;

@@ -15,7 +15,7 @@ use traffic_lab::link::{End, connect_as};
 use traffic_lab::topology::MTU;
 use traffic_lab::trace::{Filter, Trace};
 use traffic_lab::{CountedCgroup, Stack, packet};
-use traffic_tests::daemon::{Home, pins};
+use traffic_tests::daemon::{Home, pins, pins_of};
 use traffic_tests::routes::ip;
 use traffic_tests::site::Site;
 
@@ -91,7 +91,7 @@ fn is_in_history(home: &Home, interface: &str) -> bool {
 
 /// How many interfaces have a slot.
 fn taken_slots(home: &Home) -> Result<usize> {
-    let map = pins(home, traffic_ebpf::ABI_VERSION, "counted")?.join("SLOT_OWNERS");
+    let map = pins(home, "counted")?.join("SLOT_OWNERS");
     let owners: HashMap<_, u32, u32> = Map::HashMap(MapData::from_pin(map)?).try_into()?;
     let mut taken = 0;
     for owner in owners.iter() {
@@ -210,10 +210,10 @@ fn what_ends_with_its_target_is_free_if_it_was_and_keeps_its_selector() -> Resul
     home.set_flags(&["--target", &target, "--interval", "1s", "--flush-interval", "1s"]);
     home.set("TRAFFIC_AGENT_ABI", 2);
     home.start_and_wait()?;
-    assert!(pins(&home, 2, "other")?.exists());
+    assert!(pins_of(&home, 2, "other")?.exists());
     for abi in [1, 2] {
         // Nothing at all is left of the earlier version.
-        assert!(!pins(&home, abi, "counted").is_ok_and(|pins| pins.exists()), "ABI {abi}");
+        assert!(!pins_of(&home, abi, "counted").is_ok_and(|pins| pins.exists()), "ABI {abi}");
     }
     home.stop()?;
     let cells = home.cells("counted")?;

@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fastrand::Rng;
-use traffic_lab::Stack;
+use traffic_tests::accounted::{Accounted, TARGET};
 use traffic_tests::daemon::{Home, has_pins};
 use traffic_tests::figures;
-use traffic_tests::load::under_load;
-use traffic_tests::site::{RELAY_PORT, Site, tcp};
 
 /// Random moments; which, is printed, so that a failure can be had again.
 fn moments() -> Rng {
@@ -22,16 +20,14 @@ fn moments() -> Rng {
 /// Kills and starts the daemon `times` times under load, `prepare` before each start, and holds the history
 /// against the captures.
 fn kill_under_load(
-    site: &Site,
-    home: &mut Home,
+    counted: &mut Accounted,
     times: u32,
     random: &mut Rng,
     mut prepare: impl FnMut(&mut Home),
 ) -> Result<()> {
-    let before = home.books("counted").unwrap_or_default();
-    home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(site, || {
+    let before = counted.home.books(TARGET).unwrap_or_default();
+    counted.home.start_and_wait()?;
+    let captured = counted.under_load(|home| {
         for _ in 0..times {
             thread::sleep(Duration::from_millis(random.u64(..400)));
             home.kill()?;
@@ -42,41 +38,35 @@ fn kill_under_load(
         }
         Ok(())
     })?;
-    let trace = capture.stop()?;
-    trace.check()?;
     // The last one may not have come as far as its first reading.
+    let home = &mut counted.home;
     home.kill()?;
     home.start_and_wait()?;
     home.stop()?;
-    let counted = figures::since(&home.books("counted")?, &before);
-    assert!(!counted.is_empty(), "nothing was counted");
-    let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
-    assert_eq!(counted, captured, "history (left), capture (right)\n{}", home.log());
+    let since = figures::since(&home.books(TARGET)?, &before);
+    assert!(!since.is_empty(), "nothing was counted");
+    assert_eq!(since, captured, "history (left), capture (right)\n{}", home.log());
     Ok(())
 }
 
 #[test]
 fn a_hundred_kills_lose_and_double_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
+    let mut counted = Accounted::new()?;
     let mut random = moments();
     for _ in 0..10 {
-        kill_under_load(&site, &mut home, 10, &mut random, |_| ())?;
+        kill_under_load(&mut counted, 10, &mut random, |_| ())?;
     }
-    assert_eq!(home.doubts("counted")?, []);
+    assert_eq!(counted.doubts()?, []);
     Ok(())
 }
 
 #[test]
 fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
+    let mut counted = Accounted::new()?;
     let mut random = moments();
     let mut abi = 1;
     for _ in 0..10 {
-        kill_under_load(&site, &mut home, 10, &mut random, |home| {
+        kill_under_load(&mut counted, 10, &mut random, |home| {
             abi += 1;
             home.set("TRAFFIC_AGENT_ABI", abi);
         })?;
@@ -87,24 +77,17 @@ fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
 
 #[test]
 fn detaching_leaves_no_pin_and_the_history_whole() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
-    home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
+    let mut counted = Accounted::started()?;
+    let captured = counted.under_load(|home| {
         thread::sleep(Duration::from_secs(2));
         home.kill()
     })?;
-    let trace = capture.stop()?;
-    trace.check()?;
-    assert!(has_pins(&home));
+    let home = &counted.home;
+    assert!(has_pins(home));
     let output = home.command("detach").output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(said, "not counted any more: counted\n");
-    assert!(!has_pins(&home));
-    let captured = figures::of_capture(&trace, &[tcp(RELAY_PORT)]);
-    assert_eq!(home.books("counted")?, captured, "history (left), capture (right)");
-    Ok(())
+    assert_eq!(said, format!("not counted any more: {TARGET}\n"));
+    assert!(!has_pins(home));
+    counted.assert_history_is(&captured)
 }

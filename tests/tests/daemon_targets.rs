@@ -105,7 +105,7 @@ fn cgroups_that_end_while_the_agent_is_away_take_no_place() -> Result<()> {
     }
     fs::create_dir(&path)?;
     home.start_and_wait()?;
-    let map = pins(&home, traffic_ebpf::ABI_VERSION, "counted")?.join("CGROUPS");
+    let map = pins(&home, "counted")?.join("CGROUPS");
     let map = Map::HashMap(MapData::from_pin(map)?);
     let known: HashMap<_, u64, u32> = map.try_into()?;
     let known = known.keys().collect::<Result<Vec<u64>, _>>()?;
@@ -185,8 +185,7 @@ fn what_the_host_used_is_in_the_history_when_its_counting_ends() -> Result<()> {
     expected += send(&site, 7)?;
     // It is not wanted any more, and is read once more all the same.
     change_flags(&mut home, &["--target", &target, "--interval", "1s", "--flush-interval", "1s"])?;
-    let is_pinned =
-        |home: &Home| pins(home, traffic_ebpf::ABI_VERSION, "~host").is_ok_and(|it| it.exists());
+    let is_pinned = |home: &Home| pins(home, "~host").is_ok_and(|it| it.exists());
     home.wait_until("its pins are gone", |home| !is_pinned(home))?;
     assert_eq!(sent_by_host(&home, &site)?, expected, "{}", home.log());
     home.stop()?;

@@ -98,10 +98,13 @@ impl Lock {
             .create(state_dir)
             .map_err(unusable)?;
         for _ in 0..TRIES {
-            let file = open(&path).map_err(unusable)?;
+            let (file, read_only) = open(&path).map_err(unusable)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut file) if is_at(&file, &path) => {
-                    sign(&mut file).map_err(unusable)?;
+                    if let Some(error) = read_only.or(sign(&mut file).err()) {
+                        // A disk that is full or read-only is no reason not to count.
+                        log::warn!("cannot write into the lock file who holds it: {error}");
+                    }
                     return Ok(Self { _file: file });
                 }
                 // Somebody has put another file in its place: that one is to be locked.
@@ -139,19 +142,23 @@ pub fn holder(state_dir: &Path) -> Option<Holder> {
 /// Neither a link that leads elsewhere, nor a FIFO that makes the agent wait.
 const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens the file, and makes it if there is none. The disk may be read-only for now: what is there can be
+/// locked all the same, and the error says why it cannot be written.
+fn open(path: &Path) -> io::Result<(File, Option<io::Error>)> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(FLAGS);
     let writable = options.clone().write(true).create(true).mode(FILE_MODE).open(path);
-    let file = match writable {
-        // The disk may be read-only for now; what is there can be locked all the same.
+    let (file, read_only) = match writable {
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-            options.open(path).map_err(|_| error)?
+            match options.open(path) {
+                Ok(file) => (file, Some(error)),
+                Err(_) => return Err(error),
+            }
         }
-        opened => opened?,
+        opened => (opened?, None),
     };
     match file.metadata()?.is_file() {
-        true => Ok(file),
+        true => Ok((file, read_only)),
         false => Err(io::Error::other("it is not a plain file")),
     }
 }
@@ -168,16 +175,9 @@ fn is_at(file: &File, path: &Path) -> bool {
 fn sign(file: &mut File) -> io::Result<()> {
     let started = Process::myself().and_then(|me| me.stat()).map_or(0, |stat| stat.starttime);
     let text = format!("{} {started} {:.0}\n", std::process::id(), Timestamp::now());
-    let written =
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
-    match written {
-        // A disk that is full or read-only is no reason not to count.
-        Err(error) => {
-            log::warn!("cannot write into the lock file who holds it: {error}");
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    }
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(text.as_bytes())
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use traffic_ebpf::{
-    EGRESS, HOST_ENTRIES, HOST_NOBODY, Handshake, HostKey, HostSums, INGRESS, LOOPBACK_IFINDEX,
+    EGRESS, HOST_ENTRIES, HOST_NOBODY, HostKey, HostSums, INGRESS, LOOPBACK_IFINDEX,
 };
 
 use crate::headers::{Headers, TCP, parse};
@@ -42,7 +42,7 @@ static HOST_OVERFLOW: PerCpuArray<[HostSums; 2]> = PerCpuArray::with_max_entries
 
 /// As in `InterfaceSums`, of all interfaces.
 #[map]
-static HOST_HANDSHAKE: PerCpuArray<Handshake> = PerCpuArray::with_max_entries(1, 0);
+static HOST_HANDSHAKE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// No program looks into it. When the agent writes a map of maps, the kernel waits until every program has
 /// ended that runs at that time. Source: `maybe_wait_bpf_programs()`, kernel/bpf/syscall.c, since 4.20.

@@ -113,34 +113,19 @@ impl Sums {
     }
 }
 
-/// A packet that was to complete a handshake.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Handshake {
-    /// Made of its numbers, flags, window, checksum and length; 0 if it was another packet.
-    pub fingerprint: u64,
-    /// Where the kernel has it: a place that is soon another packet's.
-    pub packet: u64,
-    /// When it came, by the clock since boot.
-    pub at_ns: u64,
-}
-
 /// What one interface slot has: the value of the maps `CELLS` and `ANSWERED`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct InterfaceSums {
     /// The sums of its cells, by [`cell_index`].
     pub cells: [Sums; CELLS_PER_INTERFACE],
-    /// The program's own: the packet before, if that was to complete a handshake.
-    pub handshake: Handshake,
+    /// The program's own: fingerprint of the packet before, if that was to complete a handshake; else 0.
+    pub handshake: u64,
 }
 
 impl InterfaceSums {
     /// Nothing counted yet.
-    pub const ZERO: Self = Self {
-        cells: [Sums::ZERO; CELLS_PER_INTERFACE],
-        handshake: Handshake { fingerprint: 0, packet: 0, at_ns: 0 },
-    };
+    pub const ZERO: Self = Self { cells: [Sums::ZERO; CELLS_PER_INTERFACE], handshake: 0 };
 }
 
 /// Elements of the map `CELLS`.
@@ -210,7 +195,7 @@ pub const SLOT_OWNERS_ENTRIES: u32 = 128;
 
 // The program cuts its indices to the bits below.
 const _: () = assert!(CELLS_PER_INTERFACE.is_power_of_two() && TABLE_BYTES.is_power_of_two());
-const _: () = assert!(size_of::<InterfaceSums>() == 12_288 + 24);
+const _: () = assert!(size_of::<InterfaceSums>() == 12_288 + 8);
 const _: () = assert!(INTERFACE_SLOT_OTHER as usize == INTERFACE_SLOTS - 1);
 const _: () = assert!(PORT_SLOT_CLIENT_UDP as usize == PORT_SLOTS - 1);
 const _: () = assert!(SLOT_OWNERS_ENTRIES as usize > INTERFACE_SLOTS + PORT_SLOTS);

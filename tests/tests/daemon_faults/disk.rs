@@ -1,26 +1,24 @@
-//! A disk that is full, that refuses writes, and a history that is damaged, deleted, moved or put back.
+//! A disk that is full, that refuses writes, or that fails and turns read-only.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use traffic_lab::Stack;
+use traffic_tests::accounted::{Accounted, PAUSE, said};
 use traffic_tests::daemon::{Home, has_pins};
-use traffic_tests::figures::since;
-use traffic_tests::figures::{self, Books};
-use traffic_tests::load::{under_load, under_paced_load};
-use traffic_tests::site::Site;
+use traffic_tests::disk::Disk;
 
-use super::{PAUSE, assert_history_is, captured, doubts, home, said, times_in_log};
-
-const DATABASE: [&str; 3] = ["history.db", "history.db-wal", "history.db-shm"];
 const REFUSED: &str = "cannot write the history";
 const TAKEN_AGAIN: &str = "the history takes what was counted again";
+const NO_HISTORY: &str = "there is no history; counting goes on without";
+const DISK_ERROR: &str = "the disk does not take it";
+const READ_ONLY: &str = "the file system or the file is read-only";
 
 /// Takes all the space that is left.
 fn fill(path: &Path) -> Result<()> {
@@ -32,64 +30,43 @@ fn fill(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_log(home: &Home, words: &str) -> Result<()> {
-    home.wait_until(words, |home| home.log().contains(words))
-}
-
-/// Waits until what has been read by now is in the history.
-fn wait_for_flush(home: &Home) -> Result<()> {
-    let before = home.last_flush();
-    home.wait_until("the daemon writes its history", |home| home.last_flush() > before)
-}
-
-fn sum(one: &Books, other: &Books) -> Books {
-    let mut both = one.clone();
-    for (key, figures) in other {
-        let sum = both.entry(key.clone()).or_default();
-        *sum = *sum + *figures;
+/// `status` and `report` know the target, whatever the disk is like.
+fn assert_can_be_read(home: &Home) -> Result<()> {
+    for command in ["status", "report"] {
+        let said = said(home, command)?;
+        ensure!(said.contains("counted"), "{command}: {said}");
     }
-    both
+    Ok(())
 }
 
 #[test]
 fn on_a_full_disk_counting_goes_on_and_nothing_is_lost_when_there_is_space_again() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    home.mount_state(2 << 20)?;
-    home.start_and_wait()?;
-    let ballast = home.state_dir().join("ballast");
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
+    let mut counted = Accounted::new()?;
+    counted.home.mount_state(2 << 20)?;
+    counted.home.start_and_wait()?;
+    let ballast = counted.home.state_dir().join("ballast");
+    let captured = counted.under_load(|home| {
         fill(&ballast)?;
-        wait_for_log(&home, REFUSED)?;
+        home.wait_for_log(REFUSED)?;
         thread::sleep(Duration::from_secs(3));
-        for command in ["status", "report"] {
-            let said = said(&home, command)?;
-            ensure!(said.contains("counted"), "{command}: {said}");
-        }
+        assert_can_be_read(home)?;
         fs::remove_file(&ballast)?;
-        wait_for_log(&home, TAKEN_AGAIN)
+        home.wait_for_log(TAKEN_AGAIN)
     })?;
-    let trace = capture.stop()?;
-    home.stop()?;
-    assert_eq!(times_in_log(&home, REFUSED), 1, "{}", home.log());
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
+    counted.assert_ends_with(&captured)?;
+    assert_eq!(counted.home.times_in_log(REFUSED), 1, "{}", counted.home.log());
+    Ok(())
 }
 
 #[test]
 fn a_daemon_that_is_killed_and_started_on_a_full_disk_loses_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    home.mount_state(2 << 20)?;
-    home.start_and_wait()?;
-    let ballast = home.state_dir().join("ballast");
-    let capture = site.lab.capture()?;
-    under_paced_load(&site, PAUSE, || {
+    let mut counted = Accounted::new()?;
+    counted.home.mount_state(2 << 20)?;
+    counted.home.start_and_wait()?;
+    let ballast = counted.home.state_dir().join("ballast");
+    let captured = counted.under_paced_load(PAUSE, |home| {
         fill(&ballast)?;
-        wait_for_log(&home, REFUSED)?;
+        home.wait_for_log(REFUSED)?;
         home.kill()?;
         home.start()?;
         thread::sleep(Duration::from_secs(3));
@@ -97,12 +74,9 @@ fn a_daemon_that_is_killed_and_started_on_a_full_disk_loses_nothing() -> Result<
         home.start()?;
         thread::sleep(Duration::from_secs(2));
         fs::remove_file(&ballast)?;
-        wait_for_flush(&home)
+        home.wait_for_flush()
     })?;
-    let trace = capture.stop()?;
-    home.stop()?;
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
+    counted.assert_ends_with(&captured)
 }
 
 /// Lets a file be changed, or not, whoever has it open.
@@ -117,190 +91,117 @@ fn set_immutable(home: &Home, immutable: bool) -> Result<()> {
 
 #[test]
 fn a_disk_that_refuses_to_write_for_a_while_loses_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
-        set_immutable(&home, true)?;
-        let refused = wait_for_log(&home, REFUSED);
+    let mut counted = Accounted::started()?;
+    let captured = counted.under_load(|home| {
+        set_immutable(home, true)?;
+        let refused = home.wait_for_log(REFUSED);
         thread::sleep(Duration::from_secs(2));
-        let status = said(&home, "status");
-        set_immutable(&home, false)?;
+        let read = assert_can_be_read(home);
+        set_immutable(home, false)?;
         refused?;
-        ensure!(status?.contains("counted"));
-        wait_for_log(&home, TAKEN_AGAIN)
+        read?;
+        home.wait_for_log(TAKEN_AGAIN)
     })?;
-    let trace = capture.stop()?;
-    home.stop()?;
-    assert_eq!(times_in_log(&home, REFUSED), 1, "{}", home.log());
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
-}
-
-#[test]
-fn a_damaged_history_is_replaced_without_a_restart_when_it_was_moved_away() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    let database = home.state_dir().join(DATABASE[0]);
-    fs::write(&database, "no database at all".repeat(1000))?;
-    fs::set_permissions(&database, Permissions::from_mode(0o640))?;
-    home.start()?;
-    wait_for_log(&home, "there is no history; counting goes on without")?;
-    home.wait_until("it is attached", has_pins_and_counts)?;
-    let capture = site.lab.capture()?;
-    under_paced_load(&site, PAUSE, || {
-        thread::sleep(Duration::from_secs(2));
-        fs::rename(&database, home.file("damaged.db"))?;
-        home.wait_until("a new history begins", |home| home.last_flush().is_some())
-    })?;
-    let trace = capture.stop()?;
-    home.stop()?;
-    let log = home.log();
-    let remedy = format!("`mv {}", database.display());
-    assert!(log.contains(&remedy) && !log.contains("Stop the agent"), "{log}");
-    assert_history_is(&home, &captured(&trace)?)
-}
-
-fn has_pins_and_counts(home: &Home) -> bool {
-    has_pins(home) && home.log().contains(": counting /")
-}
-
-/// Takes the history away under the running daemon; `then_kill`: and kills the daemon as soon as the new one
-/// was begun. Old and new history together are the capture.
-fn take_away(site: &Site, take: impl FnOnce(&Home) -> Result<()>, then_kill: bool) -> Result<()> {
-    let mut home = home(site)?;
-    home.start_and_wait()?;
-    // What is flushed before is in the old one.
-    let first = site.lab.capture()?;
-    under_load(site, || {
-        thread::sleep(Duration::from_secs(2));
-        Ok(())
-    })?;
-    let first = captured(&first.stop()?)?;
-    home.wait_until("all of it is written", |home| {
-        home.books("counted").is_ok_and(|books| books == first)
-    })?;
-    let second = site.lab.capture()?;
-    let mut quiet = true;
-    if !then_kill {
-        under_load(site, || {
-            take(&home)?;
-            quiet = false;
-            home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
-            thread::sleep(Duration::from_secs(1));
-            Ok(())
-        })?;
-    } else {
-        // Nothing is counted between the old history and the kill.
-        take(&home)?;
-        home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
-        home.kill()?;
-        home.start_and_wait()?;
-        under_load(site, || {
-            thread::sleep(Duration::from_secs(1));
-            Ok(())
-        })?;
-    }
-    let second = captured(&second.stop()?)?;
-    home.stop()?;
-    let counted = home.books("counted")?;
-    let old = home.file("aside");
-    let together = match old.exists() {
-        true => {
-            sum(&counted, &figures::of_cells(&traffic_tests::daemon::cells_in(&old, "counted")?))
-        }
-        false => sum(&counted, &first),
-    };
-    assert_eq!(since(&together, &Books::new()), sum(&first, &second), "{}", home.log());
-    assert!(home.log().contains("were removed or moved away"), "{}", home.log());
-    let events = home.events("counted")?;
-    assert!(events.iter().any(|event| event.message.contains("begins here")), "{events:?}");
-    assert_eq!(doubts(&home)?, []);
+    counted.assert_ends_with(&captured)?;
+    assert_eq!(counted.home.times_in_log(REFUSED), 1, "{}", counted.home.log());
     Ok(())
 }
 
-fn remove(home: &Home, names: &[&str]) -> Result<()> {
-    names.iter().try_for_each(|name| Ok(fs::remove_file(home.state_dir().join(name))?))
+/// What `systemctl status` would show: what the daemon said last of how it is.
+struct Manager(Arc<Mutex<String>>);
+
+impl Manager {
+    /// Listens to a daemon from its next start on, to the end of the test: one whom nobody listens to waits.
+    fn of(home: &mut Home) -> Result<Self> {
+        let path = home.file("notify");
+        let socket = UnixDatagram::bind(&path)?;
+        home.set("NOTIFY_SOCKET", path.display());
+        let last = Arc::new(Mutex::new(String::new()));
+        let heard = Arc::downgrade(&last);
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+        thread::spawn(move || {
+            let mut message = [0; 4096];
+            while let Some(last) = heard.upgrade() {
+                let Ok(end) = socket.recv(&mut message) else { continue };
+                let message = String::from_utf8_lossy(&message[..end]).into_owned();
+                if message.contains("STATUS=") {
+                    *last.lock().expect("nobody panics with it") = message;
+                }
+            }
+        });
+        Ok(Self(last))
+    }
+
+    fn wait_for_status(&self, home: &Home, words: &str) -> Result<()> {
+        home.wait_until(words, |_| self.0.lock().is_ok_and(|last| last.contains(words)))
+    }
 }
 
 #[test]
-fn a_deleted_history_is_noticed_and_a_new_one_begins_where_it_ended() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    // In the quiet: what was written last to the deleted file is gone with it.
-    take_away(&site, |home| remove(home, &DATABASE), true)
-}
-
-#[test]
-fn a_history_that_is_deleted_without_its_log_is_noticed() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    take_away(&site, |home| remove(home, &DATABASE[..1]), true)
-}
-
-#[test]
-fn a_history_that_is_moved_away_and_the_new_one_have_every_byte_once() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let aside = |home: &Home| -> Result<()> {
-        let aside = home.file("aside");
-        fs::create_dir(&aside)?;
-        fs::set_permissions(&aside, Permissions::from_mode(0o750))?;
-        for name in DATABASE {
-            fs::rename(home.state_dir().join(name), aside.join(name))?;
-        }
-        Ok(())
-    };
-    take_away(&site, aside, false)
-}
-
-#[test]
-fn a_log_that_is_deleted_under_the_daemon_takes_nothing_with_it() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
+fn a_disk_that_turns_read_only_under_the_daemon_loses_nothing_when_it_is_repaired() -> Result<()> {
+    let mut counted = Accounted::new()?;
+    let disk = Disk::under(&mut counted.home)?;
+    let manager = Manager::of(&mut counted.home)?;
+    counted.home.start_and_wait()?;
+    let captured = counted.under_paced_load(PAUSE, |home| {
         thread::sleep(Duration::from_secs(2));
-        remove(&home, &DATABASE[1..])?;
-        wait_for_log(&home, "were removed or moved away")?;
+        disk.fail()?;
+        home.wait_for_log(REFUSED)?;
+        manager.wait_for_status(home, REFUSED)?;
         thread::sleep(Duration::from_secs(2));
+        assert_can_be_read(home)?;
+        // Nobody may use a disk that is repaired.
         home.kill()?;
-        home.start()
+        disk.repair()?;
+        home.start_and_wait()
     })?;
-    let trace = capture.stop()?;
-    wait_for_flush(&home)?;
-    home.stop()?;
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
+    counted.assert_ends_with(&captured)?;
+    let log = counted.home.log();
+    assert_eq!(counted.home.times_in_log(REFUSED), 1, "{log}");
+    assert!(log.contains(DISK_ERROR), "{log}");
+    Ok(())
 }
 
 #[test]
-fn a_backup_that_is_put_back_under_the_daemon_gets_what_was_counted_since() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut home = home(&site)?;
-    home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    let backup = home.state_dir().join("backup");
-    under_load(&site, || {
-        thread::sleep(Duration::from_secs(2));
+fn a_daemon_that_starts_on_a_read_only_disk_counts_and_writes_when_it_is_writable() -> Result<()> {
+    let mut counted = Accounted::new()?;
+    counted.home.mount_state(2 << 20)?;
+    let manager = Manager::of(&mut counted.home)?;
+    counted.home.start_and_wait()?;
+    let captured = counted.under_paced_load(PAUSE, |home| {
+        thread::sleep(Duration::from_secs(1));
         home.stop()?;
-        fs::copy(home.state_dir().join(DATABASE[0]), &backup)?;
-        home.start_and_wait()?;
-        thread::sleep(Duration::from_secs(2));
-        fs::rename(&backup, home.state_dir().join(DATABASE[0]))?;
-        wait_for_log(&home, "were removed or moved away")?;
-        thread::sleep(Duration::from_secs(2));
-        Ok(())
+        home.remount_state(true)?;
+        home.start()?;
+        home.wait_for_log(NO_HISTORY)?;
+        manager.wait_for_status(home, NO_HISTORY)?;
+        thread::sleep(Duration::from_secs(1));
+        assert_can_be_read(home)?;
+        // Neither a kill nor an end in order on such a disk takes anything with it.
+        home.kill()?;
+        home.start()?;
+        home.wait_until("it is told again", |home| home.times_in_log(NO_HISTORY) == 2)?;
+        home.stop()?;
+        home.start()?;
+        home.wait_until("it is told again", |home| home.times_in_log(NO_HISTORY) == 3)?;
+        home.remount_state(false)?;
+        home.wait_for_flush()
     })?;
-    let trace = capture.stop()?;
-    wait_for_flush(&home)?;
-    home.stop()?;
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
+    counted.assert_ends_with(&captured)?;
+    assert!(counted.home.log().contains(READ_ONLY), "{}", counted.home.log());
+    Ok(())
+}
+
+#[test]
+fn a_daemon_whose_disk_was_never_writable_counts_nothing_and_says_why() -> Result<()> {
+    let mut counted = Accounted::new()?;
+    counted.home.mount_state(2 << 20)?;
+    counted.home.remount_state(true)?;
+    counted.home.start()?;
+    let status = counted.home.wait_for_end()?;
+    assert_eq!(status.code(), Some(1));
+    let log = counted.home.log();
+    assert!(log.contains("cannot lock") && log.contains("Read-only file system"), "{log}");
+    assert!(!has_pins(&counted.home), "{log}");
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
+use traffic_agent::report::{Direction, Leg};
 use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
@@ -13,49 +14,38 @@ use traffic_lab::sockets::Transport;
 use traffic_lab::topology::addresses;
 use traffic_lab::udp::{Receive, Send};
 use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::accounted::{Accounted, TARGET};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures::{Books, Key};
-use traffic_tests::load::under_load;
 use traffic_tests::role;
 use traffic_tests::site::{Site, any};
 
-use super::{assert_history_is, captured, doubts, times_in_log};
-use traffic_agent::report::Leg;
-
 const TAKEN: &str = "the configuration was read again";
+const AS_IT_WAS: &str = "the configuration stays as it was";
 
-/// A daemon with a configuration file.
-struct Configured {
-    home: Home,
-    cgroup: String,
+/// A daemon with a configuration file, in which a cgroup is counted.
+fn configured(cgroup: &str) -> Result<Home> {
+    // The file's place is known only then.
+    let mut home = Home::new(&[])?;
+    let file = home.file("config.toml");
+    home.add_flags(["--config", file.to_str().context("a path")?]);
+    write(&home, cgroup, "", "", "")?;
+    Ok(home)
 }
 
-impl Configured {
-    fn new(cgroup: String) -> Result<Self> {
-        // The file's place is known only then.
-        let mut home = Home::new(&[])?;
-        let file = home.file("config.toml");
-        home.add_flags(["--config", file.to_str().context("a path")?]);
-        let configured = Self { home, cgroup };
-        configured.write("", "", "")?;
-        Ok(configured)
-    }
+fn write(home: &Home, cgroup: &str, settings: &str, of_target: &str, targets: &str) -> Result<()> {
+    let text = format!(
+        "interval = \"1s\"\nflush_interval = \"1s\"\n{settings}\n[[target]]\nname = \"{TARGET}\"\n\
+         targets = [\"cgroup:{cgroup}\"]\n{of_target}\n{targets}\n",
+    );
+    Ok(fs::write(home.file("config.toml"), text)?)
+}
 
-    fn write(&self, settings: &str, of_target: &str, targets: &str) -> Result<()> {
-        let text = format!(
-            "interval = \"1s\"\nflush_interval = \"1s\"\n{settings}\n[[target]]\nname = \"counted\"\n\
-             targets = [\"cgroup:{}\"]\n{of_target}\n{targets}\n",
-            self.cgroup
-        );
-        Ok(fs::write(self.home.file("config.toml"), text)?)
-    }
-
-    /// Has the daemon read its configuration, and waits until it says so.
-    fn reload(&self, words: &str) -> Result<()> {
-        let before = times_in_log(&self.home, words);
-        self.home.signal(Signal::SIGHUP)?;
-        self.home.wait_until(words, |home| times_in_log(home, words) > before)
-    }
+/// Has the daemon read its configuration, and waits until it says so.
+fn reload(home: &Home, words: &str) -> Result<()> {
+    let before = home.times_in_log(words);
+    home.signal(Signal::SIGHUP)?;
+    home.wait_until(words, |home| home.times_in_log(words) > before)
 }
 
 /// The books without what depends on which ports are the proxy's.
@@ -70,59 +60,49 @@ fn without_legs(books: &Books) -> Books {
 
 #[test]
 fn settings_that_change_under_load_lose_and_double_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut configured = Configured::new(site.cgroup.cgroup_path())?;
-    configured.home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
+    let mut counted = Accounted::by(configured)?;
+    let cgroup = counted.site.cgroup.cgroup_path();
+    counted.home.start_and_wait()?;
+    let captured = counted.under_load(|home| {
         let changes = [
             ("ports = [\"!tcp/11710\"]", ""),
             ("", "unbilled = [\"eth1\"]"),
             ("time_zone = \"Asia/Kathmandu\"", ""),
             ("time_zone = \"America/St_Johns\"", "ports = [\"tcp/9\", \"udp/20000-20010\"]"),
             ("host = true", "ports = [\"tcp/11710\"]"),
-            ("flush_interval = \"2s\"", ""),
+            ("log_level = \"debug\"", ""),
         ];
-        // The setting stands once in the file.
         for (settings, of_target) in changes.into_iter().cycle().take(18) {
-            let settings = settings.replace("flush_interval = \"2s\"", "log_level = \"debug\"");
-            configured.write(&settings, of_target, "")?;
-            configured.reload(TAKEN)?;
+            write(home, &cgroup, settings, of_target, "")?;
+            reload(home, TAKEN)?;
             thread::sleep(Duration::from_millis(fastrand::u64(..200)));
         }
         Ok(())
     })?;
-    let trace = capture.stop()?;
-    configured.home.stop()?;
-    let counted = without_legs(&configured.home.books("counted")?);
-    let captured = without_legs(&captured(&trace)?);
-    assert_eq!(counted, captured, "history (left), capture (right)\n{}", configured.home.log());
-    assert_eq!(doubts(&configured.home)?, []);
+    counted.home.stop()?;
+    let books = without_legs(&counted.home.books(TARGET)?);
+    let log = counted.home.log();
+    assert_eq!(books, without_legs(&captured), "history (left), capture (right)\n{log}");
+    assert_eq!(counted.doubts()?, []);
     Ok(())
 }
 
 #[test]
 fn a_configuration_that_is_not_valid_changes_nothing() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let _relay = site.relay()?;
-    let mut configured = Configured::new(site.cgroup.cgroup_path())?;
-    configured.home.start_and_wait()?;
-    let capture = site.lab.capture()?;
-    under_load(&site, || {
+    let mut counted = Accounted::by(configured)?;
+    let cgroup = counted.site.cgroup.cgroup_path();
+    counted.home.start_and_wait()?;
+    let captured = counted.under_load(|home| {
         for (settings, of_target) in
             [("interval", ""), ("", "nothing = 1"), ("time_zone = \"Nowhere/At_all\"", "")]
         {
-            configured.write(settings, of_target, "")?;
-            configured.reload("the configuration stays as it was")?;
+            write(home, &cgroup, settings, of_target, "")?;
+            reload(home, AS_IT_WAS)?;
         }
-        fs::remove_file(configured.home.file("config.toml"))?;
-        configured.reload("the configuration stays as it was")
+        fs::remove_file(home.file("config.toml"))?;
+        reload(home, AS_IT_WAS)
     })?;
-    let trace = capture.stop()?;
-    configured.home.stop()?;
-    assert_eq!(doubts(&configured.home)?, []);
-    assert_history_is(&configured.home, &captured(&trace)?)
+    counted.assert_ends_with(&captured)
 }
 
 /// Sends from a cgroup, and returns how many bytes of IP packets that were.
@@ -147,7 +127,7 @@ fn send(site: &Site, cgroup: &CountedCgroup) -> Result<u64> {
 
 fn sent(home: &Home) -> u64 {
     let books = home.books("other").unwrap_or_default();
-    let egress = |key: &Key| key.direction == traffic_agent::report::Direction::Egress;
+    let egress = |key: &Key| key.direction == Direction::Egress;
     traffic_tests::figures::sum(&books, egress).wire_bytes
 }
 
@@ -155,36 +135,32 @@ fn sent(home: &Home) -> u64 {
 fn a_target_that_is_taken_away_loses_its_pins_and_keeps_its_history() -> Result<()> {
     let site = Site::new(Stack::default())?;
     let other = site.cgroup.child("other")?;
-    let mut configured = Configured::new(format!("{}/none", site.cgroup.cgroup_path()))?;
+    let none = format!("{}/none", site.cgroup.cgroup_path());
+    let mut home = configured(&none)?;
     let both =
         format!("[[target]]\nname = \"other\"\ntargets = [\"cgroup:{}\"]", other.cgroup_path());
-    configured.write("", "", &both)?;
-    configured.home.start_and_wait()?;
+    write(&home, &none, "", "", &both)?;
+    home.start_and_wait()?;
     let expected = send(&site, &other)?;
-    let abi = {
-        let version = fs::read_dir(configured.home.bpffs().join("traffic-agent"))?.next();
-        let name = version.context("no pins")??.file_name();
-        name.to_string_lossy().trim_start_matches('v').parse()?
-    };
-    let is_pinned = |home: &Home| pins(home, abi, "other").is_ok_and(|pins| pins.exists());
-    assert!(is_pinned(&configured.home));
+    let is_pinned = |home: &Home| pins(home, "other").is_ok_and(|pins| pins.exists());
+    assert!(is_pinned(&home));
     // What was not read yet is written before.
-    configured.write("", "", "")?;
-    configured.reload(TAKEN)?;
-    assert!(!is_pinned(&configured.home), "{}", configured.home.log());
-    assert_eq!(sent(&configured.home), expected, "{}", configured.home.log());
+    write(&home, &none, "", "", "")?;
+    reload(&home, TAKEN)?;
+    assert!(!is_pinned(&home), "{}", home.log());
+    assert_eq!(sent(&home), expected, "{}", home.log());
     send(&site, &other)?;
     // Added again, under the running daemon, and taken away while it does not run.
-    configured.write("", "", &both)?;
-    configured.reload(TAKEN)?;
+    write(&home, &none, "", "", &both)?;
+    reload(&home, TAKEN)?;
     let again = send(&site, &other)?;
-    configured.home.kill()?;
-    configured.write("", "", "")?;
-    configured.home.start_and_wait()?;
-    configured.home.wait_until("its pins are gone", |home| !is_pinned(home))?;
-    assert_eq!(sent(&configured.home), expected + again, "{}", configured.home.log());
-    let events = configured.home.events("other")?;
+    home.kill()?;
+    write(&home, &none, "", "", "")?;
+    home.start_and_wait()?;
+    home.wait_until("its pins are gone", |home| !is_pinned(home))?;
+    assert_eq!(sent(&home), expected + again, "{}", home.log());
+    let events = home.events("other")?;
     let gaps = |words: &str| events.iter().filter(|it| it.message.contains(words)).count();
     assert_eq!(gaps("counting ended"), 2, "{events:?}");
-    configured.home.stop()
+    home.stop()
 }

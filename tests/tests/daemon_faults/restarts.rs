@@ -2,10 +2,9 @@
 //! and the new process is in it before it makes its sockets.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use traffic_agent::history::{Event, EventKind};
 use traffic_lab::packet::{Family, Packet};
 use traffic_lab::process::Place;
@@ -14,12 +13,11 @@ use traffic_lab::topology::{LabTrace, addresses};
 use traffic_lab::udp::{Receive, Send};
 use traffic_lab::workload::Workload;
 use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::accounted::{TARGET, captured};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures;
 use traffic_tests::role;
 use traffic_tests::site::{RELAY_PORT, Site, any};
-
-use super::{assert_history_is, captured, doubts, home, times_in_log};
 
 const RESTARTS: usize = 200;
 /// Where the upstream receives what a proxy sends as soon as it has started.
@@ -72,24 +70,26 @@ fn is_in(gaps: &[Event], packet: &Packet) -> bool {
 
 /// All bytes of the history.
 fn counted_bytes(home: &Home) -> Result<u64> {
-    Ok(figures::sum(&home.books("counted")?, |_| true).wire_bytes)
+    Ok(figures::sum(&home.books(TARGET)?, |_| true).wire_bytes)
 }
 
 fn links(home: &Home) -> Result<usize> {
-    let version = fs::read_dir(home.bpffs().join("traffic-agent"))?.next().context("no pins")??;
-    let abi = version.file_name().to_string_lossy().trim_start_matches('v').parse()?;
-    let links: PathBuf = pins(home, abi, "counted")?.join("links");
-    Ok(fs::read_dir(links)?.count())
+    Ok(fs::read_dir(pins(home, TARGET)?.join("links"))?.count())
+}
+
+/// The site, and a daemon that counts a cgroup in it which is still to be made.
+fn to_come() -> Result<(Site, Home)> {
+    let site = Site::new(Stack::default())?;
+    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
+    home.start_and_wait()?;
+    Ok((site, home))
 }
 
 /// Starts proxies one after the other in a cgroup that is made anew each time, `idle` in between, and
 /// holds the history against the capture: what is missing was sent in the gaps that the history tells.
 fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
-    let site = Site::new(Stack::default())?;
+    let (site, mut home) = to_come()?;
     let _sink = sink(&site)?;
-    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
-    // Nothing of the target is there yet.
-    home.start_and_wait()?;
     let capture = site.lab.capture()?;
     for _ in 0..RESTARTS {
         let cgroup = site.cgroup.child("proxy")?;
@@ -101,7 +101,7 @@ fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
     let trace = capture.stop()?;
     trace.check()?;
     home.stop()?;
-    let mut gaps = home.events("counted")?;
+    let mut gaps = home.events(TARGET)?;
     gaps.retain(|event| event.kind == EventKind::Gap);
     let counted = counted_bytes(&home)?;
     let bytes = |packet: &Packet| u64::from(packet.headers.l3_bytes);
@@ -137,16 +137,14 @@ fn the_same_with_pauses_in_which_nothing_of_the_target_is_there() -> Result<()> 
 
 #[test]
 fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Result<()> {
-    let site = Site::new(Stack::default())?;
-    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
-    home.start_and_wait()?;
+    let (site, mut home) = to_come()?;
     let server = site.server()?;
     let capture = site.lab.capture()?;
     for restart in 0..RESTARTS {
         let cgroup = site.cgroup.child("proxy")?;
         let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
         home.wait_until("the new cgroup is counted", |home| {
-            times_in_log(home, "made anew, and is counted") > restart
+            home.times_in_log("made anew, and is counted") > restart
         })?;
         relay.wait_for_port(RELAY_PORT, WITHIN)?;
         site.drive(&MOMENT, if restart % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 }, &server)?;
@@ -159,13 +157,13 @@ fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Resul
     // The last one's, and those of the tracepoints.
     assert!(links < 20, "{links} links of {RESTARTS} cgroups are left");
     assert!(!home.log().contains("CGROUPS"), "{}", home.log());
-    assert_history_is(&home, &captured(&trace)?)
+    home.assert_books(TARGET, &captured(&trace)?)
 }
 
 #[test]
 fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
     let site = Site::new(Stack::default())?;
-    let mut home = home(&site)?;
+    let mut home = Home::counting(&site.cgroup.cgroup_path())?;
     home.start_and_wait()?;
     let server = site.server()?;
     let capture = site.lab.capture()?;
@@ -179,18 +177,16 @@ fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
     }
     let trace = capture.stop()?;
     home.stop()?;
-    assert_eq!(doubts(&home)?, []);
-    assert_history_is(&home, &captured(&trace)?)
+    assert_eq!(home.doubts(TARGET)?, []);
+    home.assert_books(TARGET, &captured(&trace)?)
 }
 
 #[test]
 fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -> Result<()> {
-    let site = Site::new(Stack::default())?;
+    let (site, mut home) = to_come()?;
     let _sink = sink(&site)?;
-    let mut home = Home::counting(&format!("{}/proxy", site.cgroup.cgroup_path()))?;
-    home.start_and_wait()?;
     let cgroup = site.cgroup.child("proxy")?;
-    home.wait_until("it is counted", |home| times_in_log(home, "is counted since") == 1)?;
+    home.wait_until("it is counted", |home| home.times_in_log("is counted since") == 1)?;
     let capture = site.lab.capture()?;
     let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
     relay.wait_for_port(RELAY_PORT, WITHIN)?;
@@ -212,8 +208,8 @@ fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -
     std::thread::sleep(Duration::from_secs(7));
     home.stop()?;
     // The empty cgroup was made anew, and was counted at once: the only gap, and a short one.
-    let gaps = doubts(&home)?;
+    let gaps = home.doubts(TARGET)?;
     assert_eq!(gaps.len(), 1, "{gaps:?}");
     assert!(gaps[0].end.duration_since(gaps[0].start).as_secs() < 2, "{gaps:?}");
-    assert_history_is(&home, &captured(&trace)?)
+    home.assert_books(TARGET, &captured(&trace)?)
 }

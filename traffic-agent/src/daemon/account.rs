@@ -234,8 +234,12 @@ impl<'h> Account<'h> {
     pub fn read(&mut self, now: Now) -> Result<bool> {
         let Some(book) = &mut self.book else { return Ok(false) };
         let before = self.read;
+        // By the clock as it is now, however it was set since. In a history of an earlier version stands only the
+        // wall clock.
+        let unknown = before.boot == Duration::ZERO;
+        let since = if unknown { before.wall } else { now.wall_at(&before) };
         // Before the reading, so that what it reads can lie but before its end.
-        let quarter = quarter_of(before.wall, now.wall);
+        let quarter = quarter_of(since, now.wall);
         let current =
             Epoch { boot_id: self.boot_id.clone(), map_id: self.measurement.counter().map_id() };
         let sample = self.measurement.sample()?;
@@ -279,10 +283,7 @@ impl<'h> Account<'h> {
         };
         self.read = now;
         if self.covered {
-            // In a history of an earlier version stands only the wall clock.
-            let unknown = before.boot == Duration::ZERO;
-            let from = if unknown { before.wall } else { now.wall_at(&before) };
-            let counted = from.checked_add(self.missed).unwrap_or(now.wall);
+            let counted = since.checked_add(self.missed).unwrap_or(now.wall);
             book.observe(counted.min(now.wall), now.wall, now.boot);
         }
         self.missed = SignedDuration::ZERO;
@@ -299,10 +300,10 @@ impl<'h> Account<'h> {
                 ),
             });
         }
-        let spanned = Quarter::of(before.wall) != quarter;
-        if spanned && !posted.is_empty() && before.wall < now.wall {
+        let spanned = Quarter::of(since) != quarter;
+        if spanned && !posted.is_empty() && since < now.wall {
             book.note(now.wall, Event {
-                start: before.wall,
+                start: since,
                 end: now.wall,
                 kind: EventKind::Late,
                 message: format!(

@@ -163,6 +163,17 @@ pub enum Error {
         /// What SQLite says.
         source: rusqlite::Error,
     },
+    /// The disk fails. A file system that was writable and is not any more says no more than that.
+    #[error(
+        "cannot use {}: the disk does not take it (`dmesg` may say why); counting goes on in the kernel's \
+         maps, and what was counted is written as soon as the disk works again", path.display()
+    )]
+    Disk {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
     /// Another program holds the database.
     #[error(
         "{} is held by another program; `fuser {}` says which. Nothing was written; try again",
@@ -214,6 +225,7 @@ impl Error {
             ErrorCode::SystemIoFailure if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => {
                 Self::Full { path, source }
             }
+            ErrorCode::SystemIoFailure => Self::Disk { path, source },
             // A writer died within its last steps, and a reader that was there before holds the index of the
             // log as it was: gone when that reader is, or a writer comes.
             ErrorCode::ReadOnly

@@ -147,7 +147,7 @@ fn tests(workspace: &Workspace, options: &Options, object: Option<&Path>) -> Res
     }
     // First, so that whatever is missing stops the run before any test.
     if privileged {
-        tools::firewall()?;
+        tools::system()?;
     }
     if parts.end_to_end {
         tools::proxies(workspace)?;

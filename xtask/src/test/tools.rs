@@ -1,4 +1,4 @@
-//! What the tests use besides the kernel: firewall tools, and the real proxies.
+//! What the tests use besides the kernel: what a system has, and the real proxies.
 //!
 //! Proxies go to the build directory, of a fixed version each, so the tests know what they talk to
 //! and no machine gets a service that it did not ask for.
@@ -32,8 +32,8 @@ pub fn directory(workspace: &Workspace) -> PathBuf {
     workspace.tools().join("bin")
 }
 
-/// Makes sure that the firewall tools, tcpdump, ip and systemd are there.
-pub fn firewall() -> Result<()> {
+/// Makes sure that the firewall tools, tcpdump, ip, systemd, and what makes disks and clocks are there.
+pub fn system() -> Result<()> {
     let wanted = [
         ("iptables", "iptables"),
         ("nft", "nftables"),
@@ -42,6 +42,9 @@ pub fn firewall() -> Result<()> {
         ("ip", "iproute2"),
         ("systemctl", "systemd"),
         ("nsenter", "util-linux"),
+        ("mount", "mount"),
+        ("mkfs.ext4", "e2fsprogs"),
+        ("cc", "gcc"),
     ];
     let missing: Vec<&str> = wanted
         .iter()

@@ -212,10 +212,11 @@ proptest! {
                         told_steps += 1;
                         book.note(now.wall, step);
                     }
-                    let quarter = quarter_of(before.wall, now.wall);
+                    let since = now.wall_at(&before);
+                    let quarter = quarter_of(since, now.wall);
                     let cells = [Cell { wire_bytes: counted, ..Cell::default() }];
                     book.post(quarter, now.wall, &epoch(1), &cells, name).unwrap();
-                    book.observe(now.wall_at(&before), now.wall, now.boot);
+                    book.observe(since, now.wall, now.boot);
                     before = now;
                 }
                 Tick::Flush => while let Some(flush) = book.oldest() {
