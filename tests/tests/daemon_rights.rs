@@ -186,9 +186,21 @@ fn rights_that_are_missing_are_named_before_anything_is_made() -> Result<()> {
 }
 
 #[test]
+fn rights_to_look_into_a_namespace_are_kept_where_nobody_knows_where_the_target_will_be()
+-> Result<()> {
+    let cgroup = CountedCgroup::new("later")?;
+    let mut home = Home::counting(&cgroup.cgroup_path())?;
+    home.start_and_wait()?;
+    assert_rights(&home, PROCESSES | SYS_ADMIN)?;
+    home.stop()
+}
+
+#[test]
 fn rights_of_an_administrator_are_dropped_where_the_target_is_in_the_same_namespace() -> Result<()>
 {
     let cgroup = CountedCgroup::new("here")?;
+    let place = Place { namespace: None, cgroup: Some(&cgroup), user: None };
+    let _relay = Process::spawn(role(&Role::Relay { listen: "127.0.0.1:0".parse()? })?, place)?;
     let mut home = Home::counting(&cgroup.cgroup_path())?;
     home.start_and_wait()?;
     assert_rights(&home, PROCESSES)?;

@@ -32,8 +32,8 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Notes the namespaces of these processes, and returns their inodes. A process that ended meanwhile is
-    /// passed over.
+    /// Notes the namespaces of these processes that may be looked into, and returns the inodes of all. A process
+    /// that ended meanwhile is passed over.
     pub fn note_processes(
         &mut self,
         proc: &Path,
@@ -46,6 +46,8 @@ impl Networks {
             let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
             if inode.is_some_and(|inode| !known(inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
+                // One that can be held, and not looked into, is none that anything is known of.
+                && netns.run(|| ()).is_ok()
             {
                 if let Some(cookies) = cookies_sent(&netns) {
                     self.cookies.insert(netns.inode(), cookies);

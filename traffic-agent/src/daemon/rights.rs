@@ -128,18 +128,18 @@ fn kept(permitted: &CapsHashSet, look_into: LookInto) -> CapsHashSet {
 /// What the targets need, as far as it is known now.
 fn needed(host: &Host, targets: &[Target]) -> LookInto {
     let own = NetNs::current().map(|netns| netns.inode()).ok();
-    let is_elsewhere = |target: &Target| {
-        // One that is not there yet is most likely in another namespace too.
+    // Of one that is not there yet nobody knows where it will be; and a container may be made again elsewhere.
+    let may_be_elsewhere = |target: &Target| {
         if target.spec.selectors.iter().any(|value| matches!(value, Value::Container(_))) {
             return true;
         }
-        let Ok(resolved) = resolve(host, &target.spec) else { return false };
+        let Ok(resolved) = resolve(host, &target.spec) else { return true };
         let pids = host.cgroups.pids(&resolved.cgroups).unwrap_or_default();
-        let mut namespaces =
-            pids.into_iter().filter_map(|pid| processes::read(&host.proc, pid)?.netns);
-        namespaces.any(|netns| Some(netns) != own)
+        let processes = pids.into_iter().filter_map(|pid| processes::read(&host.proc, pid));
+        let namespaces: Vec<_> = processes.map(|process| process.netns).collect();
+        namespaces.is_empty() || namespaces.iter().any(|netns| *netns != own)
     };
-    match targets.iter().any(is_elsewhere) {
+    match targets.iter().any(may_be_elsewhere) {
         true => LookInto::Namespaces,
         false => LookInto::Processes,
     }
