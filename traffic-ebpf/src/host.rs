@@ -20,8 +20,9 @@ use traffic_ebpf::{
     EGRESS, HOST_ENTRIES, HOST_NOBODY, HostKey, HostSums, INGRESS, LOOPBACK_IFINDEX,
 };
 
+use crate::handshake::delivered_again;
 use crate::headers::{Headers, TCP, parse};
-use crate::program::{PACKET_LOOPBACK, PASS, add, delivered_again, masked, payload, split};
+use crate::program::{PACKET_LOOPBACK, PASS, add, masked, payload, split};
 use crate::structures::{NET_INUM, SOCK_NET, field};
 
 /// How often the agent has turned to the other map: the one in use is that of the lowest bit.

@@ -6,6 +6,8 @@
 #[cfg(target_arch = "bpf")]
 mod answered;
 #[cfg(target_arch = "bpf")]
+mod handshake;
+#[cfg(target_arch = "bpf")]
 mod headers;
 #[cfg(target_arch = "bpf")]
 mod host;

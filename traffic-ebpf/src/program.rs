@@ -7,12 +7,7 @@
 //! bounds checks of its headers, and three adds. Claiming a slot, what is no ordinary packet, and
 //! everything that logs is out of line and rare. `cargo xtask bench` says how much it is.
 
-use core::{
-    arch::asm,
-    ffi::c_void,
-    mem::{MaybeUninit, offset_of},
-    ptr,
-};
+use core::{arch::asm, mem::offset_of, ptr};
 
 use aya_ebpf::{
     Global,
@@ -20,7 +15,7 @@ use aya_ebpf::{
         __sk_buff, BPF_F_CLONE, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST,
         BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
     },
-    helpers::generated::{bpf_probe_read_kernel, bpf_sk_fullsock, bpf_sk_storage_get},
+    helpers::generated::{bpf_sk_fullsock, bpf_sk_storage_get},
     macros::{btf_map, cgroup_skb, cgroup_sock_addr, map},
     maps::{Array, HashMap, PerCpuArray, RingBuf},
     programs::{SkBuffContext, SockAddrContext},
@@ -28,7 +23,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 
 use crate::headers::{Headers, TCP_FLAGS, UDP, load_u16, parse, read_transport};
-use crate::retransmission;
+use crate::{handshake::delivered_again, retransmission};
 use traffic_ebpf::{
     CELLS_PER_INTERFACE, EGRESS, FAMILIES, INGRESS, INTERFACE_SLOT_LOOPBACK, INTERFACE_SLOT_OTHER,
     INTERFACE_SLOTS, IPV4, InterfaceSums, LOOPBACK_IFINDEX, PORT_EXCLUDED, PORT_SLOT_UPSTREAM_TCP,
@@ -44,7 +39,7 @@ pub const PASS: i32 = 1;
 pub const PACKET_LOOPBACK: u32 = 5;
 
 /// Offset of the sequence number in a TCP header.
-const TCP_SEQUENCE: u64 = 4;
+pub const TCP_SEQUENCE: u64 = 4;
 /// Source: `TCP_LISTEN`, include/net/tcp_states.h.
 pub const TCP_LISTEN: u32 = 10;
 /// Of the flags of TCP. Source: RFC 9293, section 3.1.
@@ -192,74 +187,6 @@ pub fn count(ctx: &SkBuffContext, direction: u32) {
     if TRACE_PACKETS.load() != 0 {
         trace(ctx, direction, index as u32);
     }
-}
-
-/// Whether an incoming packet is one that passed just before.
-///
-/// A packet that is to complete a handshake passes on the listener. When another CPU makes a socket of the
-/// request at the same moment, the kernel takes it back and delivers it again, to that socket: the hook sees
-/// it twice. Source: `req_stolen` in `tcp_v4_rcv()`, net/ipv4/tcp_ipv4.c, and likewise for IPv6. (Now and then to the
-/// listener once more: a lookup can miss a socket that is just taking the request's place.)
-///
-/// `handshake`: this CPU's and interface's; between the two nothing else passes there.
-#[inline(always)]
-pub fn delivered_again(skb: *mut __sk_buff, handshake: *mut u64, headers: Headers) -> bool {
-    // SAFETY: the kernel hands a valid context to the program.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    if headers.protocol() != u64::from(PORT_SLOT_UPSTREAM_TCP) || sk.is_null() {
-        return false;
-    }
-    // SAFETY: `sk` is not null; `handshake` lies in a live map value.
-    let (state, before) = unsafe { ((*sk).state, handshake.read_volatile()) };
-    if state != TCP_LISTEN && before == 0 {
-        return false;
-    }
-    is_again(skb, handshake, headers, u64::from(state == TCP_LISTEN)) != 0
-}
-
-/// Runs at the end of a handshake only.
-#[inline(never)]
-fn is_again(skb: *mut __sk_buff, handshake: *mut u64, headers: Headers, on_listener: u64) -> u64 {
-    // What follows the ports: numbers, flags, window and checksum.
-    let Some(fields) = read_transport::<16>(skb, headers, TCP_SEQUENCE) else { return 0 };
-    let [low, high] =
-        [0, 8].map(|at| u64::from_ne_bytes(core::array::from_fn(|index| fields[at + index])));
-    // SAFETY: the kernel hands a valid context to the program.
-    let fingerprint = low ^ high.wrapping_add(u64::from(unsafe { (*skb).len }));
-    let completes = on_listener != 0 && fields[(TCP_FLAGS - TCP_SEQUENCE) as usize] & SYN == 0;
-    // SAFETY: `handshake` lies in a live map value.
-    let before = unsafe { handshake.read_volatile() };
-    // SAFETY: as above.
-    unsafe { handshake.write_volatile(if completes { fingerprint } else { 0 }) };
-    // Another packet may say the same, as when a peer acknowledges twice.
-    u64::from(before == fingerprint && was_looked_at(skb))
-}
-
-/// Whether TCP has looked at this very packet before, and given it back: then a copy of what IP has noted in it
-/// stands behind that. In any other packet there is nothing, or something else.
-///
-/// Source: `tcp_v4_fill_cb()` and `tcp_v4_restore_cb()`, net/ipv4/tcp_ipv4.c; `struct tcp_skb_cb`, include/net/tcp.h;
-/// `struct sk_buff`, include/linux/skbuff.h: all at these places in Linux 5.10 to 6.18. Where they are not, a packet
-/// is counted twice that is delivered twice.
-#[inline(always)]
-fn was_looked_at(skb: *mut __sk_buff) -> bool {
-    const BYTES: usize = 72;
-    /// `cb` of the packet: begins with the number of the interface that it came by.
-    const NOTED: usize = 40;
-    /// `header` in it.
-    const COPY: usize = NOTED + 24;
-    let mut packet = MaybeUninit::<[u64; BYTES / 8]>::uninit();
-    // SAFETY: the helper checks the address that it reads itself, and writes `packet` in full.
-    unsafe {
-        bpf_probe_read_kernel(
-            packet.as_mut_ptr().cast(),
-            BYTES as u32,
-            skb.cast_const().cast::<c_void>(),
-        )
-    };
-    // SAFETY: written as above.
-    let packet = unsafe { packet.assume_init() };
-    packet[NOTED / 8] != 0 && packet[NOTED / 8] == packet[COPY / 8]
 }
 
 /// Returns what is behind the headers.

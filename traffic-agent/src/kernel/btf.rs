@@ -253,7 +253,7 @@ fn typedef_of(tracepoint: &str) -> String {
 /// Returns BTF of nothing but these tracepoints, whose types have the numbers that they have in the kernel's.
 ///
 /// To load a program of a tracepoint, aya wants to look that number up itself, in all types of the kernel: those
-/// are 20 MB in many small pieces, and take 40 ms for each target. Here each of them is twelve bytes.
+/// are 20 MB in many small pieces. Here each of them is twelve bytes.
 pub fn of_tracepoints(tracepoints: &[(&str, Tracepoint)]) -> Vec<u8> {
     let last = tracepoints.iter().map(|(_, tracepoint)| tracepoint.id).max().unwrap_or(0);
     let mut types = [0, FORWARD << 24, 0].repeat(last as usize);
