@@ -291,7 +291,8 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|(socket, _)| network::uses_port(socket, *port)))
             .collect();
-        if unused.is_empty() { Ok(()) } else { self.release(unused) }
+        // What cannot be seen is not unused.
+        if unused.is_empty() || self.networks.is_closed() { Ok(()) } else { self.release(unused) }
     }
 
     /// Notes in which namespaces these processes are, and what their interfaces are called.
@@ -466,7 +467,9 @@ impl<'h> Measurement<'h> {
                 }
             }
         }
+        // One that came back at the moment its slot was given again may have two.
         self.known_interfaces.sort_unstable();
+        self.known_interfaces.dedup();
         Ok(names)
     }
 }

@@ -27,6 +27,8 @@ pub struct Networks {
     left: BTreeMap<u32, String>,
     /// The names, by number, that the history has kept: of what this agent may never have seen.
     kept: BTreeMap<u32, String>,
+    /// Namespaces of the target's processes that may not be looked into, by their inodes.
+    closed: BTreeSet<u64>,
     /// SYN-ACKs with cookies that each namespace had sent when it was first seen.
     cookies: BTreeMap<u64, u64>,
 }
@@ -55,7 +57,16 @@ impl Networks {
                 self.seen.push(netns);
             }
         }
+        if !inodes.is_empty() {
+            let is_seen = |inode: &u64| self.seen.iter().any(|netns| netns.inode() == *inode);
+            self.closed = inodes.iter().copied().filter(|inode| !is_seen(inode)).collect();
+        }
         inodes
+    }
+
+    /// Whether processes are in a namespace that may not be looked into.
+    pub fn is_closed(&self) -> bool {
+        !self.closed.is_empty()
     }
 
     /// Takes names, by number, that were kept with the counters: for what is not there any more.
@@ -137,8 +148,12 @@ impl Networks {
             .map(String::as_str)
     }
 
-    /// The inodes of the namespaces.
+    /// The inodes of the namespaces, also of those that may not be looked into: the program needs no more.
     pub fn inodes(&self) -> Result<Vec<u64>, Error> {
+        if self.is_closed() {
+            let seen = self.seen.iter().map(NetNs::inode);
+            return Ok(seen.chain(self.closed.iter().copied()).collect());
+        }
         Ok(self.all()?.iter().map(NetNs::inode).collect())
     }
 

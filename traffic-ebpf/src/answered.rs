@@ -23,7 +23,7 @@ use traffic_ebpf::{
 };
 
 use crate::headers::{IPV4_HEADER, IPV6_HEADER, TCP, TCP_DATA_OFFSET, TCP_FLAGS, UDP, UDP_HEADER};
-use crate::program::{PASS, SYN, add, masked, port_entry, slot_at, slot_of_interface, tables};
+use crate::program::{ACK, PASS, SYN, add, masked, port_entry, slot_at, slot_of_interface, tables};
 use crate::structures::*;
 
 /// `SKB_DROP_REASON_NO_SOCKET` of the running kernel.
@@ -118,7 +118,6 @@ const TCP_CLOSE: i32 = 7;
 // Flags of TCP. Source: RFC 9293, section 3.1.
 const FIN: u8 = 1;
 const RST: u8 = 4;
-const ACK: u8 = 16;
 
 /// Source: include/uapi/linux/icmp.h.
 const ICMP_DEST_UNREACH: i32 = 3;

@@ -2,11 +2,16 @@
 
 use core::{ffi::c_void, mem::MaybeUninit};
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_probe_read_kernel};
+use aya_ebpf::{Global, bindings::__sk_buff, helpers::generated::bpf_probe_read_kernel};
 use traffic_ebpf::PORT_SLOT_UPSTREAM_TCP;
 
 use crate::headers::{Headers, TCP_FLAGS, read_transport};
-use crate::program::{SYN, TCP_LISTEN, TCP_SEQUENCE};
+use crate::program::{ACK, SYN, TCP_LISTEN, TCP_SEQUENCE};
+
+/// Whether packets may be asked what TCP has left in them. A constant at load, because a kernel that is locked
+/// down for confidentiality refuses programs that read its memory.
+#[unsafe(no_mangle)]
+static DELIVERED_AGAIN: Global<u32> = Global::new(0);
 
 /// Whether an incoming packet is one that passed just before.
 ///
@@ -20,7 +25,10 @@ use crate::program::{SYN, TCP_LISTEN, TCP_SEQUENCE};
 pub fn delivered_again(skb: *mut __sk_buff, handshake: *mut u64, headers: Headers) -> bool {
     // SAFETY: the kernel hands a valid context to the program.
     let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    if headers.protocol() != u64::from(PORT_SLOT_UPSTREAM_TCP) || sk.is_null() {
+    if DELIVERED_AGAIN.load() == 0
+        || headers.protocol() != u64::from(PORT_SLOT_UPSTREAM_TCP)
+        || sk.is_null()
+    {
         return false;
     }
     // SAFETY: `sk` is not null; `handshake` lies in a live map value.
@@ -40,7 +48,9 @@ fn is_again(skb: *mut __sk_buff, handshake: *mut u64, headers: Headers, on_liste
         [0, 8].map(|at| u64::from_ne_bytes(core::array::from_fn(|index| fields[at + index])));
     // SAFETY: the kernel hands a valid context to the program.
     let fingerprint = low ^ high.wrapping_add(u64::from(unsafe { (*skb).len }));
-    let completes = on_listener != 0 && fields[(TCP_FLAGS - TCP_SEQUENCE) as usize] & SYN == 0;
+    let flags = fields[(TCP_FLAGS - TCP_SEQUENCE) as usize];
+    // A SYN that acknowledges is wrong there, and delivered again, to the listener.
+    let completes = on_listener != 0 && flags & (SYN | ACK) != SYN;
     // SAFETY: `handshake` lies in a live map value.
     let before = unsafe { handshake.read_volatile() };
     // SAFETY: as above.

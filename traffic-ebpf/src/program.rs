@@ -44,6 +44,8 @@ pub const TCP_SEQUENCE: u64 = 4;
 pub const TCP_LISTEN: u32 = 10;
 /// Of the flags of TCP. Source: RFC 9293, section 3.1.
 pub const SYN: u8 = 2;
+/// Likewise.
+pub const ACK: u8 = 16;
 
 /// Describe each of the first packets. A constant at load: at 0 the verifier removes the branch.
 #[unsafe(no_mangle)]

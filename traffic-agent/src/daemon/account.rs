@@ -226,6 +226,8 @@ impl<'h> Account<'h> {
         if known.0 == Begun::Looked {
             (self.begun, self.looked) = known;
         }
+        // What was posted of them was of the book before.
+        self.departed.clear();
         self.book = Some(book);
         Ok(())
     }
@@ -282,6 +284,7 @@ impl<'h> Account<'h> {
             false => Vec::new(),
         };
         self.read = now;
+        book.reached(now.boot);
         if self.covered {
             let counted = since.checked_add(self.missed).unwrap_or(now.wall);
             book.observe(counted.min(now.wall), now.wall, now.boot);

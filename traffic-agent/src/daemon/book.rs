@@ -168,6 +168,14 @@ impl Book {
         self.pages.iter().any(|page| page.has_new_name)
     }
 
+    /// The counters were read at this time since boot: what went by until then is observed, or it is not.
+    pub fn reached(&mut self, until: Duration) {
+        self.observed_until = Some(until);
+        if let Some(page) = self.pages.back_mut() {
+            page.observed_until = Some(until);
+        }
+    }
+
     /// Counts a span as observed. `until`: its end since boot.
     pub fn observe(&mut self, from: Timestamp, to: Timestamp, until: Duration) {
         self.observed_until = Some(until);

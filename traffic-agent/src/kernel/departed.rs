@@ -4,7 +4,8 @@
 //! be beyond doubt. In this order, each step of which may be the last one of an agent that is killed:
 //!
 //! 1. The interface is in none of the namespaces that were looked at: it is taken out of the table that the program
-//!    looks into. A packet of it, if there is one, finds its old slot again and puts it back: then it is not gone.
+//!    looks into. A packet of it, if there is one, finds its old slot again, or a free one before that, and puts it
+//!    back: then it is not gone. (It may have two slots then, both of its name, until one of them is given again.)
 //! 2. When every program has ended that had looked into the table before ([`AT_REST`]), its counters are read,
 //!    posted under its name, and written to the history.
 //! 3. The owner is removed. Whoever claims the slot next begins with the difference to what was written.

@@ -23,7 +23,7 @@ use super::{
     load_error, load_skb, object, open_directory,
     pinned::{COUNTERS, take_over_maps},
     pins::{self, PinRoot, Pins},
-    with_locked_memory,
+    probe, with_locked_memory,
 };
 
 const PROGRAMS: [(Hook, &str); 2] =
@@ -256,6 +256,7 @@ impl HostCounter {
 fn load_programs(entries: u32, pins: Option<&Pins>) -> Result<Ebpf, Error> {
     let object = object::bytes()?;
     let offsets = namespace_offsets();
+    let delivered_again = u32::from(probe::may_read_packets());
     let mut loader = EbpfLoader::new();
     answered::size_maps(&mut loader, false);
     loader.btf(None).map_max_entries(generation::MAP, Generations::possible_cpus());
@@ -268,6 +269,7 @@ fn load_programs(entries: u32, pins: Option<&Pins>) -> Result<Ebpf, Error> {
     for (name, offset) in offsets.iter().flatten() {
         loader.override_global(name, offset, true);
     }
+    loader.override_global("DELIVERED_AGAIN", &delivered_again, true);
     if let Some(pins) = pins {
         for name in PINNED {
             loader.map_pin_path(name, pins.map(name));

@@ -278,6 +278,7 @@ impl Counter {
         let object = object::bytes()?;
         let transparent = u32::from(options.transparent);
         let retransmissions = u32::from(options.retransmissions);
+        let delivered_again = u32::from(probe::may_read_packets());
         let layout = match options.answered {
             true => Layout::of_running_kernel(),
             false => Err(Unavailable::NotWanted),
@@ -301,6 +302,7 @@ impl Counter {
             .override_global("TRACE_PACKETS", &options.trace_packets, true)
             .override_global("TRANSPARENT", &transparent, true)
             .override_global("RETRANSMISSIONS", &retransmissions, true)
+            .override_global("DELIVERED_AGAIN", &delivered_again, true)
             .override_global("GENERATION", &generation, true)
             .load(&object)
             .map_err(|source| Error::Load { source })?;
@@ -341,6 +343,9 @@ impl Counter {
     pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
         let directory = open_directory(cgroup)?;
         let id = directory_id(&directory, cgroup)?;
+        // What hangs here counts all of it, and an anchor above would count it once more: whoever attached it
+        // before may have been killed on the way.
+        self.deselect(id)?;
         for (hook, name) in PROGRAMS {
             self.attach_hook((id, hook), name, &directory, cgroup)?;
         }

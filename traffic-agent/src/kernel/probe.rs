@@ -52,6 +52,13 @@ impl Support {
     }
 }
 
+/// Whether the programs may read the kernel's memory: not where it is locked down for confidentiality. They
+/// count without, but a packet twice that is delivered twice.
+pub(super) fn may_read_packets() -> bool {
+    is_helper_supported(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_probe_read_kernel)
+        .unwrap_or(false)
+}
+
 /// Asks the kernel for each feature that the programs depend on, by loading the least that uses it.
 /// Nothing stays loaded.
 pub fn features() -> Vec<Feature> {

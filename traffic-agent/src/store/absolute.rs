@@ -73,7 +73,8 @@ fn write_interfaces(
         return Ok(());
     }
     transaction.prepare_cached("DELETE FROM interface WHERE epoch = ?1")?.execute([epoch])?;
-    let mut insert = transaction.prepare_cached("INSERT INTO interface VALUES (?1, ?2, ?3, ?4)")?;
+    let mut insert =
+        transaction.prepare_cached("INSERT OR REPLACE INTO interface VALUES (?1, ?2, ?3, ?4)")?;
     for KnownInterface { number, name, scope } in interfaces {
         insert.execute((epoch, number, name, scope.name()))?;
     }
