@@ -122,6 +122,20 @@ fn a_new_name_is_flushed_with_the_counters_and_stays_with_them() {
 }
 
 #[test]
+fn time_in_which_nothing_of_the_target_could_be_counted_is_behind_when_its_history_goes_on() {
+    let mut book = book();
+    book.observe(at(0), at(10), Duration::from_secs(10));
+    // Read, and not covered.
+    book.reached(Duration::from_secs(3600));
+    assert_eq!(book.oldest().unwrap().observed_until, Some(Duration::from_secs(3600)));
+    book.flushed();
+    let event = Event { start: at(1), end: at(2), kind: EventKind::Gap, message: String::new() };
+    book.note(at(3600), event);
+    let page = book.oldest().unwrap();
+    assert_eq!((page.observed_until, page.observed.len()), (Some(Duration::from_secs(3600)), 0));
+}
+
+#[test]
 fn a_page_says_until_when_it_was_observed_whatever_the_clock_says() {
     let kept = ledger::absolute(epoch(1), &[cell(100)]);
     let until = Duration::from_secs(50);
