@@ -1,6 +1,6 @@
 //! The lab with a counted cgroup in its proxy namespace, and one measurement beside its captures.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -69,7 +69,7 @@ impl Site {
 
     /// Starts a role of the lab in the counted cgroup.
     pub fn start(&self, what: &Role) -> Result<Process> {
-        Process::spawn(role(what)?, self.place())
+        self.start_in(&self.cgroup, what)
     }
 
     /// Starts the relay and waits until it listens.
@@ -101,6 +101,29 @@ impl Site {
             target: (addresses.upstream, SERVER_PORT).into(),
         };
         run(workload, route, server, &|_| ())
+    }
+
+    /// Sends datagrams of so many bytes from the counted cgroup to an address of the upstream, which sends each back.
+    pub fn echo(&self, here: SocketAddr, payload: usize, datagrams: u64) -> Result<()> {
+        let server = self.lab.upstream.run_in(|| UdpSocket::bind(here))??;
+        let client = self.factory.udp_unbound(here)?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        }
+        let mut received = vec![0; 2 * payload];
+        for _ in 0..datagrams {
+            client.send_to(&vec![1; payload], here)?;
+            let (length, from) = server.recv_from(&mut received)?;
+            server.send_to(&received[..length], from)?;
+            client.recv(&mut received)?;
+        }
+        Ok(())
+    }
+
+    /// Starts something in a cgroup, in the proxy's namespace.
+    pub fn start_in(&self, cgroup: &CountedCgroup, what: &Role) -> Result<Process> {
+        let place = Place { namespace: Some(&self.lab.proxy), cgroup: Some(cgroup), user: None };
+        Process::spawn(role(what)?, place)
     }
 
     /// What is measured unless a test wants something else.

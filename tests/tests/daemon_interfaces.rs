@@ -2,8 +2,7 @@
 //! before it, and whoever was killed meanwhile.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 use aya::maps::{HashMap, Map, MapData};
@@ -69,19 +68,7 @@ fn link_down(site: &Site, near: &str) -> Result<()> {
 
 /// Sends `datagrams` over a link and has them sent back.
 fn send_over(site: &Site, link: u8, datagrams: u64) -> Result<()> {
-    let here = SocketAddr::from((address(link, 1), 7000));
-    let server = site.lab.upstream.run_in(|| UdpSocket::bind(here))??;
-    let client = site.factory.udp_unbound(here)?;
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    }
-    for _ in 0..datagrams {
-        client.send_to(&[1; PAYLOAD], here)?;
-        let (length, from) = server.recv_from(&mut [0; 2 * PAYLOAD])?;
-        server.send_to(&vec![2; length], from)?;
-        client.recv(&mut [0; 2 * PAYLOAD])?;
-    }
-    Ok(())
+    site.echo((address(link, 1), 7000).into(), PAYLOAD, datagrams)
 }
 
 fn is_in_history(home: &Home, interface: &str) -> bool {

@@ -40,14 +40,8 @@ const TRAFFIC: Workload = Workload {
     at_once: false,
 };
 
-/// Starts something in a cgroup.
-fn spawn(site: &Site, cgroup: &CountedCgroup, what: &Role) -> Result<Process> {
-    let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(cgroup), user: None };
-    Process::spawn(role(what)?, place)
-}
-
 fn relay(site: &Site, cgroup: &CountedCgroup, port: u16) -> Result<Process> {
-    let mut relay = spawn(site, cgroup, &Role::Relay { listen: any(port) })?;
+    let mut relay = site.start_in(cgroup, &Role::Relay { listen: any(port) })?;
     relay.wait_for_port(port, WITHIN)?;
     Ok(relay)
 }
@@ -274,7 +268,7 @@ fn what_restarts_leave_uncounted_lies_in_the_gaps_that_are_told() -> Result<()> 
     let capture = site.lab.capture()?;
     for _ in 0..RESTARTS {
         let unit = held(&site, "unit")?;
-        let mut proxy = spawn(&site, &unit, &burst(20))?;
+        let mut proxy = site.start_in(&unit, &burst(20))?;
         ensure!(proxy.wait(WITHIN)?.success(), "{}", proxy.log());
         ensure!(is_held(unit.path())?, "{}", home.log());
         unit.remove()?;

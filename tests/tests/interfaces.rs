@@ -1,7 +1,7 @@
 //! Each interface has its own figures as long as there are slots; loopback is shown apart, and what is
 //! named as free is not billed.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -39,19 +39,7 @@ fn site_with_links() -> Result<Site> {
 
 /// Sends `datagrams` over a link and has them sent back.
 fn send_over(site: &Site, pair: u8, datagrams: u64) -> Result<()> {
-    let here = SocketAddr::from((address(pair, 1), 7000));
-    let server = site.lab.upstream.run_in(|| UdpSocket::bind(here))??;
-    let client = site.factory.udp_unbound(here)?;
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    }
-    for _ in 0..datagrams {
-        client.send_to(&[1; PAYLOAD], here)?;
-        let (length, from) = server.recv_from(&mut [0; 2 * PAYLOAD])?;
-        server.send_to(&vec![2; length], from)?;
-        client.recv(&mut [0; 2 * PAYLOAD])?;
-    }
-    Ok(())
+    site.echo((address(pair, 1), 7000).into(), PAYLOAD, datagrams)
 }
 
 /// Counts while `traffic` goes on.

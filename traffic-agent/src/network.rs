@@ -45,23 +45,25 @@ impl Networks {
         for pid in pids {
             let inode = processes::read(proc, pid).and_then(|process| process.netns);
             inodes.extend(inode);
-            let known = |inode| self.seen.iter().any(|netns| netns.inode() == inode);
-            if inode.is_some_and(|inode| !known(inode))
+            if inode.is_some_and(|inode| !self.has_seen(inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
                 // One that can be held, and not looked into, is none that anything is known of.
-                && netns.run(|| ()).is_ok()
+                && let Ok(cookies) = netns.run(cookies_of_thread)
             {
-                if let Some(cookies) = cookies_sent(&netns) {
+                if let Some(cookies) = cookies {
                     self.cookies.insert(netns.inode(), cookies);
                 }
                 self.seen.push(netns);
             }
         }
         if !inodes.is_empty() {
-            let is_seen = |inode: &u64| self.seen.iter().any(|netns| netns.inode() == *inode);
-            self.closed = inodes.iter().copied().filter(|inode| !is_seen(inode)).collect();
+            self.closed = inodes.iter().copied().filter(|&inode| !self.has_seen(inode)).collect();
         }
         inodes
+    }
+
+    fn has_seen(&self, inode: u64) -> bool {
+        self.seen.iter().any(|netns| netns.inode() == inode)
     }
 
     /// Whether processes are in a namespace that may not be looked into.
@@ -135,13 +137,12 @@ impl Networks {
     /// where they were before, or as it was kept. If no process was seen, what has the number in the agent's own
     /// namespace is taken for it.
     pub fn interface(&self, index: u32) -> Option<&str> {
-        let in_seen = |inode: u64| self.seen.iter().any(|netns| netns.inode() == inode);
         let learnt = |is_meant: &dyn Fn(u64) -> bool| {
             let mut known = self.interfaces.iter();
             let found = known.find(|((inode, number), _)| *number == index && is_meant(*inode));
             found.map(|(_, name)| name)
         };
-        learnt(&in_seen)
+        learnt(&|inode| self.has_seen(inode))
             .or_else(|| self.left.get(&index))
             .or_else(|| self.kept.get(&index))
             .or_else(|| learnt(&|_| self.seen.is_empty()))
@@ -246,8 +247,12 @@ fn is_owned(socket: &Socket, owned: &BTreeSet<u64>) -> bool {
 
 /// How many SYN-ACKs with a cookie a namespace has sent; `None` if it does not say.
 fn cookies_sent(netns: &NetNs) -> Option<u64> {
-    // Another thread than the process's first looks there.
-    let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/netstat")).ok()?.ok()?;
+    netns.run(cookies_of_thread).ok()?
+}
+
+/// The same of the calling thread's, which may be another than the process's first.
+fn cookies_of_thread() -> Option<u64> {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
     counter(&text, "TcpExt:", "SyncookiesSent")
 }
 

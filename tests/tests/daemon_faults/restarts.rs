@@ -12,7 +12,7 @@ use traffic_lab::role::Role;
 use traffic_lab::topology::{LabTrace, addresses};
 use traffic_lab::udp::{Receive, Send};
 use traffic_lab::workload::Workload;
-use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_lab::{Process, Stack};
 use traffic_tests::accounted::{TARGET, captured};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures;
@@ -32,11 +32,6 @@ const MOMENT: Workload = Workload {
     download_bytes: 20_000,
     at_once: false,
 };
-
-fn spawn(site: &Site, cgroup: &CountedCgroup, what: &Role) -> Result<Process> {
-    let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(cgroup), user: None };
-    Process::spawn(role(what)?, place)
-}
 
 /// This many bursts of 32 datagrams in as many milliseconds, from the first moment of the process on.
 fn burst(bursts: u64) -> Role {
@@ -93,7 +88,7 @@ fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
     let capture = site.lab.capture()?;
     for _ in 0..RESTARTS {
         let cgroup = site.cgroup.child("proxy")?;
-        let mut proxy = spawn(&site, &cgroup, &burst(bursts))?;
+        let mut proxy = site.start_in(&cgroup, &burst(bursts))?;
         anyhow::ensure!(proxy.wait(WITHIN)?.success(), "{}", proxy.log());
         cgroup.remove()?;
         idle();
@@ -142,7 +137,7 @@ fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Resul
     let capture = site.lab.capture()?;
     for restart in 0..RESTARTS {
         let cgroup = site.cgroup.child("proxy")?;
-        let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+        let mut relay = site.start_in(&cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
         home.wait_until("the new cgroup is counted", |home| {
             home.times_in_log("made anew, and is counted") > restart
         })?;
@@ -169,7 +164,7 @@ fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
     let capture = site.lab.capture()?;
     for restart in 0..RESTARTS {
         let cgroup = site.cgroup.child("proxy")?;
-        let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+        let mut relay = site.start_in(&cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
         relay.wait_for_port(RELAY_PORT, WITHIN)?;
         site.drive(&MOMENT, if restart % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 }, &server)?;
         drop(relay);
@@ -188,11 +183,11 @@ fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -
     let cgroup = site.cgroup.child("proxy")?;
     home.wait_until("it is counted", |home| home.times_in_log("is counted since") == 1)?;
     let capture = site.lab.capture()?;
-    let mut relay = spawn(&site, &cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
+    let mut relay = site.start_in(&cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
     relay.wait_for_port(RELAY_PORT, WITHIN)?;
     let server = site.server()?;
     let mut senders: Vec<Process> =
-        (0..3).map(|_| spawn(&site, &cgroup, &burst(20))).collect::<Result<_>>()?;
+        (0..3).map(|_| site.start_in(&cgroup, &burst(20))).collect::<Result<_>>()?;
     site.drive(&MOMENT, Family::Ipv6, &server)?;
     for sender in &mut senders {
         anyhow::ensure!(sender.wait(WITHIN)?.success(), "{}", sender.log());
