@@ -47,9 +47,10 @@ static RESET_HAS_OWNER: Global<u32> = Global::new(0);
 #[map]
 static ANSWERED: Array<InterfaceSums> = Array::with_max_entries(ANSWERED_ELEMENTS as u32, 0);
 
-/// Network namespaces of the target, by their inode. What happens in others is none of its business.
+/// Network namespaces of the target, by their inode: when it made a socket there, by the clock that a suspended
+/// machine stops; 0 if the agent has found it there. What happens in others is none of its business.
 #[map]
-static NAMESPACES: HashMap<u32, u32> = HashMap::with_max_entries(MOST_NAMESPACES, 0);
+static NAMESPACES: HashMap<u32, u64> = HashMap::with_max_entries(MOST_NAMESPACES, 0);
 
 /// Cgroups of the target, by id, without those below them.
 #[map]
@@ -136,6 +137,22 @@ const MOST_LEVELS: u32 = 16;
 #[inline(always)]
 fn pointer(ctx: &BtfTracePointContext, argument: u32) -> u64 {
     field(ctx.as_ptr() as u64, argument * 8)
+}
+
+/// A program of the target makes a socket: from now on packets may come for it in this namespace. The agent
+/// finds it a moment later, and a short-lived program never.
+#[cgroup_sock(sock_create)]
+pub fn note_namespace(ctx: SockContext) -> i32 {
+    let namespace = namespace_of_socket(ctx.as_ptr() as u64);
+    // SAFETY: takes nothing.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match NAMESPACES.get_ptr_mut(&namespace) {
+        // SAFETY: a live value; whichever of two times stays is right.
+        Some(noted) => unsafe { noted.write_volatile(now) },
+        // It fails if there are too many, of which the agent has then found the more important.
+        None => _ = NAMESPACES.insert(namespace, now, 0),
+    }
+    PASS
 }
 
 /// A socket leaves a connection, or has left it.

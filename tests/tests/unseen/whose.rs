@@ -164,6 +164,50 @@ fn the_agents_own_namespace_is_none_of_the_targets_once_that_has_one() -> Result
 }
 
 #[test]
+fn what_is_answered_from_a_processs_first_socket_on_is_the_targets() -> Result<()> {
+    let site = Site::new(Stack::GsoGro)?;
+    let own = Namespace::new("agent")?;
+    for family in FAMILIES {
+        let cgroups = [CountedCgroup::new("empty")?];
+        let plan = plan(&site, &cgroups)?;
+        let report = own.run_in(|| -> Result<TargetReport> {
+            let far = FarEnd::new(&site.lab, Side::Client, family)?;
+            let mut measurement = Measurement::start(&site.host, plan)?;
+            let start = measurement.sample()?;
+            // Nobody has looked where the process is.
+            let factory = Factory::start(&site.lab.proxy, &cgroups[0])?;
+            let listener = factory.tcp_listener(any(PORT))?;
+            let (mut connection, stream) = connected(&far, &listener)?;
+            close(&mut connection, stream)?;
+            connection.send(FIN | ACK, &[])?;
+            connection.expect(ACK)?;
+            drop(listener);
+            let here: IpAddr = match family {
+                Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+                Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
+            };
+            refused(&own, (here, PORT).into())?;
+            refused(&site.lab.client, (addresses(family).proxy_client, PORT).into())?;
+            let end = measurement.sample()?;
+            // It is still the target's when the process has been found.
+            measurement.follow()?;
+            let found = measurement.sample()?;
+            connection.send_again(1, FIN | ACK, &[])?;
+            connection.see(ACK)?;
+            let once_more = measurement.report(&found, &measurement.sample()?)?;
+            let header = segment(family, 0).into();
+            assert_eq!(without_socket(&once_more)?, [(header, header), (0, 0)], "{family:?}");
+            measurement.report(&start, &end)
+        })??;
+        // A FIN and its acknowledgement, a SYN and its reset.
+        let header = segment(family, 0);
+        let both = ((header + syn(family)).into(), (header + reset(family)).into());
+        assert_eq!(without_socket(&report)?, [both, (0, 0)], "{family:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_the_firewall_refuses_to_forward_is_not_the_targets_whatever_its_port() -> Result<()> {
     let site = Site::new(Stack::GsoGro)?;
     site.lab.proxy.sysctl("ipv4/ip_forward", "1")?;

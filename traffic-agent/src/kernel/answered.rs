@@ -4,10 +4,11 @@
 //! cgroups and network namespaces, and look away from everything else.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::OnceLock,
+    time::Duration,
 };
 
 use aya::{
@@ -15,6 +16,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError},
     programs::{BtfTracePoint, CgroupSock},
 };
+use nix::time::{ClockId, clock_gettime};
 use traffic_ebpf::{Cell, MOST_CGROUPS, MOST_CONNECTIONS, MOST_NAMESPACES, OFFSETS};
 
 use super::{
@@ -26,6 +28,7 @@ use super::{
     generation::{self, Generations},
     links::{AttachError, LinkError, Links},
     pins::Pins,
+    slots::NOEXIST,
 };
 
 /// Programs and the tracepoints that they hang on.
@@ -36,7 +39,13 @@ const PROGRAMS: [(&str, &str); 3] = [
 ];
 /// Since 6.11, as `tcp_send_reset` for packets without a socket; without it ICMP answers are not counted.
 const ICMP: (&str, &str) = ("note_icmp", "icmp_send");
-pub(super) const REMEMBER_UDP: &str = "remember_udp";
+/// Programs that hang on the cgroup, which they are told sockets of by nobody else.
+pub(super) const OF_SOCKETS: [(Hook, &str); 2] =
+    [(Hook::Create, "note_namespace"), (Hook::Release, "remember_udp")];
+
+/// For so long after the last socket, a namespace in which the program saw the target make one stays its own,
+/// although no process was found there: as long as its connections are remembered.
+const STAYS: Duration = Duration::from_secs(300);
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -159,7 +168,7 @@ pub(super) fn size_maps(loader: &mut EbpfLoader<'_>, wanted: bool) {
 /// The programs of one instance, and what they are told.
 pub struct Answered {
     cells: Cells,
-    namespaces: HashMap<MapData, u32, u32>,
+    namespaces: HashMap<MapData, u32, u64>,
     cgroups: HashMap<MapData, u64, u32>,
     generations: Generations,
     /// Of the programs of this instance.
@@ -216,10 +225,12 @@ impl Answered {
             false => self.attach_tracepoints(ebpf, links),
         };
         let attached = attached.and_then(|()| {
-            let program = descriptor(ebpf, REMEMBER_UDP).map_err(|_| not_loaded(REMEMBER_UDP))?;
-            links
-                .attach((id, Hook::Release), program, directory.as_fd())
-                .map_err(|error| refused_link(REMEMBER_UDP, error))
+            OF_SOCKETS.into_iter().try_for_each(|(hook, name)| {
+                let program = descriptor(ebpf, name).map_err(|_| not_loaded(name))?;
+                links
+                    .attach((id, hook), program, directory.as_fd())
+                    .map_err(|error| refused_link(name, error))
+            })
         });
         if let Err(refused) = attached {
             self.layout = Err(refused);
@@ -283,7 +294,8 @@ impl Answered {
     /// Whether [`Answered::attach`] came to its end for a cgroup, or has nothing to do.
     pub(super) fn is_attached(&self, links: &Links, id: u64) -> bool {
         let is_told = || self.cgroups.get(&id, 0).is_ok();
-        self.layout.is_err() || (links.has((id, Hook::Release)) && is_told())
+        let hangs = || OF_SOCKETS.iter().all(|(hook, _)| links.has((id, *hook)));
+        self.layout.is_err() || (hangs() && is_told())
     }
 
     /// Forgets a cgroup that is gone.
@@ -299,20 +311,32 @@ impl Answered {
         }
     }
 
-    /// Takes these network namespaces, by their inodes, for the target's, and no others: what comes there
-    /// may be for it.
+    /// Takes these network namespaces, by their inodes, for the target's: what comes there may be for it. Of
+    /// others only those stay in which the program has seen it make a socket lately.
     pub fn set_namespaces(&mut self, inodes: &[u64]) -> Result<(), Error> {
         // They are 32-bit numbers. Source: `struct ns_common`, include/linux/ns_common.h.
         let wanted: BTreeSet<u32> =
             inodes.iter().filter_map(|&inode| u32::try_from(inode).ok()).collect();
-        let known: BTreeSet<u32> =
-            self.namespaces.keys().collect::<Result<_, _>>().map_err(map_error("NAMESPACES"))?;
-        for left in known.difference(&wanted) {
-            self.namespaces.remove(left).map_err(map_error("NAMESPACES"))?;
+        let known: BTreeMap<u32, u64> =
+            self.namespaces.iter().collect::<Result<_, _>>().map_err(map_error("NAMESPACES"))?;
+        let now = monotonic();
+        for (inode, &noted_ns) in &known {
+            let is_recent =
+                noted_ns != 0 && now.saturating_sub(Duration::from_nanos(noted_ns)) < STAYS;
+            if !wanted.contains(inode) && !is_recent {
+                self.namespaces.remove(inode).map_err(map_error("NAMESPACES"))?;
+            }
         }
-        for &inode in wanted.difference(&known) {
-            if let Err(source) = self.namespaces.insert(inode, 1, 0) {
-                return self.refuse(source, "NAMESPACES", MOST_NAMESPACES);
+        for inode in wanted {
+            if known.contains_key(&inode) {
+                continue;
+            }
+            match self.namespaces.insert(inode, 0, NOEXIST) {
+                // The program was faster.
+                Err(MapError::SyscallError(error))
+                    if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return self.refuse(source, "NAMESPACES", MOST_NAMESPACES),
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -352,7 +376,7 @@ impl Answered {
     }
 }
 
-/// Loads the programs of the tracepoints, and the one that notes closed UDP sockets.
+/// Loads the programs of the tracepoints, and those of sockets.
 fn load(ebpf: &mut Ebpf, layout: &Layout) -> Result<(), Unavailable> {
     let btf = AyaBtf::parse(&btf::of_tracepoints(&layout.tracepoints), Endianness::default())
         .map_err(|error| refused(PROGRAMS[0].0, error.into()))?;
@@ -364,20 +388,28 @@ fn load(ebpf: &mut Ebpf, layout: &Layout) -> Result<(), Unavailable> {
         };
         load().map_err(|error| refused(name, error))?;
     }
-    load_release(ebpf)
+    load_of_sockets(ebpf)
 }
 
-/// Loads the program that notes closed UDP sockets, if it is not loaded yet.
-pub(super) fn load_release(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
-    let mut load = || -> Result<(), Cause> {
-        let program = ebpf.program_mut(REMEMBER_UDP).ok_or("it is not in the object")?;
-        let program: &mut CgroupSock = program.try_into()?;
-        if program.fd().is_err() {
-            program.load()?;
-        }
-        Ok(())
-    };
-    load().map_err(|error| refused(REMEMBER_UDP, error))
+/// Loads the programs of sockets, if they are not loaded yet.
+pub(super) fn load_of_sockets(ebpf: &mut Ebpf) -> Result<(), Unavailable> {
+    for (_, name) in OF_SOCKETS {
+        let mut load = || -> Result<(), Cause> {
+            let program = ebpf.program_mut(name).ok_or("it is not in the object")?;
+            let program: &mut CgroupSock = program.try_into()?;
+            if program.fd().is_err() {
+                program.load()?;
+            }
+            Ok(())
+        };
+        load().map_err(|error| refused(name, error))?;
+    }
+    Ok(())
+}
+
+/// The clock of `bpf_ktime_get_ns()`.
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 fn not_loaded(program: &'static str) -> Unavailable {

@@ -28,6 +28,7 @@ pub enum Hook {
     // Their numbers in `enum bpf_attach_type`.
     Ingress = 0,
     Egress = 1,
+    Create = 2,
     Bind4 = 8,
     Bind6 = 9,
     Release = 34,
@@ -39,14 +40,15 @@ impl Hook {
 
     /// Those that an instance hangs on, in the order of attaching: the announcers first, so that a port
     /// bound from here on is known before its first packet.
-    pub(super) const LINKED: [Self; 5] =
-        [Self::Bind4, Self::Bind6, Self::Ingress, Self::Egress, Self::Release];
+    pub(super) const LINKED: [Self; 6] =
+        [Self::Bind4, Self::Bind6, Self::Ingress, Self::Egress, Self::Create, Self::Release];
 
     /// Its short name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+            Self::Create => "create",
             Self::Bind4 => "bind4",
             Self::Bind6 => "bind6",
             Self::Release => "release",

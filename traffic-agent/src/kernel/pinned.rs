@@ -91,7 +91,7 @@ impl Counter {
         let counter = with_locked_memory(|| {
             let (mut ebpf, mut layout) = Self::load_programs(options, generation, Some(&pins))?;
             if layout.is_ok()
-                && let Err(refused) = answered::load_release(&mut ebpf)
+                && let Err(refused) = answered::load_of_sockets(&mut ebpf)
             {
                 layout = Err(refused);
             }
@@ -100,17 +100,16 @@ impl Counter {
                     selection::load(&mut ebpf)?;
                 }
             }
-            let with_release = layout.is_ok();
+            let of_sockets = if layout.is_ok() { &answered::OF_SOCKETS[..] } else { &[] };
             let mut counter = Self::assemble(ebpf, layout, generation, |ebpf| {
                 let program = |reach, wanted: Hook| {
                     let programs = match reach {
                         Reach::Whole => &PROGRAMS[..],
                         Reach::Selected => &selection::SELECTING,
                     };
-                    let known = programs.iter().find(|(hook, _)| *hook == wanted);
-                    let release =
-                        (wanted == Hook::Release && with_release).then_some(answered::REMEMBER_UDP);
-                    descriptor(ebpf, known.map(|(_, name)| *name).or(release)?).ok()
+                    let mut known = programs.iter().chain(of_sockets);
+                    let (_, name) = known.find(|(hook, _)| *hook == wanted)?;
+                    descriptor(ebpf, name).ok()
                 };
                 Links::adopt(pins.clone(), &earlier, program)
             })?;

@@ -25,7 +25,7 @@ use super::{Error, cells::Slots};
 use crate::{method::ListeningPort, report::Protocol};
 
 /// `BPF_NOEXIST`, include/uapi/linux/bpf.h: insert only where there is nothing.
-const NOEXIST: u64 = 1;
+pub(super) const NOEXIST: u64 = 1;
 
 /// Who holds a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
