@@ -20,17 +20,20 @@
 //! * [`background`]: a target that is looked at once a minute, and a firewall that changes.
 //! * [`daemon`]: the built `traffic-agent run` with a state directory of its own.
 //! * [`accounted`]: a relay that such a daemon counts, and its history held against captures.
+//! * [`moments`]: proxies that send from their first moment on, and what of that may be missing.
 //! * [`clock`]: a wall clock of a daemon's own, that a test can set.
 //! * [`disk`]: a disk of a daemon's own, that a test can break.
 //! * [`load`]: traffic for as long as something else is done.
 //! * [`history`]: a history of known content, written and read by processes of their own.
 //! * [`systemd`]: a real systemd with the agent and a relay as a unit.
 //! * [`soak`]: traffic without end, and all that happens to an agent meanwhile.
+//! * [`capabilities`]: their bits.
 //! * [`agent`]: the built `traffic-agent` and its JSON.
 
 pub mod accounted;
 pub mod agent;
 pub mod background;
+pub mod capabilities;
 pub mod clock;
 pub mod contention;
 pub mod daemon;
@@ -43,6 +46,7 @@ pub mod frequency;
 pub mod history;
 pub mod load;
 pub mod matrix;
+pub mod moments;
 pub mod options;
 pub mod processors;
 pub mod proxies;

@@ -14,6 +14,9 @@ use traffic_lab::process::Place;
 use traffic_lab::role::Role;
 use traffic_lab::workload::Workload;
 use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::capabilities::{
+    BPF, DAC_READ_SEARCH, NET_ADMIN, NET_RAW, PERFMON, SYS_ADMIN, SYS_PTRACE,
+};
 use traffic_tests::daemon::Home;
 use traffic_tests::figures::{self, Books, Figures, Key};
 use traffic_tests::role;
@@ -28,14 +31,6 @@ const TRAFFIC: Workload = Workload {
     at_once: false,
 };
 
-/// Bits of the sets: include/uapi/linux/capability.h.
-const DAC_READ_SEARCH: u64 = 1 << 2;
-const NET_ADMIN: u64 = 1 << 12;
-const NET_RAW: u64 = 1 << 13;
-const SYS_PTRACE: u64 = 1 << 19;
-const SYS_ADMIN: u64 = 1 << 21;
-const PERFMON: u64 = 1 << 38;
-const BPF: u64 = 1 << 39;
 const COUNTING: u64 = BPF | PERFMON | NET_ADMIN | NET_RAW;
 const PROCESSES: u64 = COUNTING | SYS_PTRACE | DAC_READ_SEARCH;
 

@@ -10,10 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use traffic_agent::history::EventKind;
 use traffic_agent::target::Cgroup;
 use traffic_lab::packet::{Family, Packet};
-use traffic_lab::process::Place;
 use traffic_lab::role::Role;
 use traffic_lab::topology::{LabTrace, addresses};
-use traffic_lab::udp::{Receive, Send};
 use traffic_lab::workload::{Route, Server, Workload, run};
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::agent::Desk;
@@ -22,14 +20,12 @@ use traffic_tests::exclusive::{Verdict, hold, is_held, programs};
 use traffic_tests::factory::Factory;
 use traffic_tests::figures::{self, Books};
 use traffic_tests::load::under_load;
-use traffic_tests::role;
+use traffic_tests::moments::{SINK, assert_missing_in_gaps_only, burst, sink};
 use traffic_tests::site::{RELAY_PORT, SERVER_PORT, Site, any, tcp};
 
 /// What a neighbour listens on, and what it talks to.
 const NEIGHBOUR_PORT: u16 = 11_720;
 const NEIGHBOUR_SERVER: u16 = 8090;
-/// Where the upstream receives what a proxy sends as soon as it has started.
-const SINK: u16 = 9999;
 const WITHIN: Duration = Duration::from_secs(10);
 const TRAFFIC: Workload = Workload {
     name: "small",
@@ -240,26 +236,11 @@ fn a_unit_that_is_made_anew_is_held_first_and_counted_from_then_on() -> Result<(
     Ok(())
 }
 
-/// This many bursts of 32 datagrams in as many milliseconds, from the first moment of the process on.
-fn burst(bursts: u64) -> Role {
-    Role::UdpSend(Send {
-        target: (addresses(Family::Ipv4).upstream, SINK).into(),
-        sockets: 1,
-        datagram_bytes: 100,
-        total_bytes: bursts * 3200,
-        segmented: false,
-        await_echo: false,
-    })
-}
-
 #[test]
 fn what_restarts_leave_uncounted_lies_in_the_gaps_that_are_told() -> Result<()> {
     const RESTARTS: usize = 100;
     let site = Site::new(Stack::default())?;
-    let receive = Receive { listen: any(SINK), echo: false, gro: false };
-    let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
-    let mut sink = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
-    sink.wait_for(traffic_lab::sockets::Transport::Udp, SINK, WITHIN)?;
+    let _sink = sink(&site)?;
     // From here on the agent knows that somebody wants it for himself.
     let unit = held(&site, "unit")?;
     let mut home = Home::counting(&unit.cgroup_path())?;
@@ -276,23 +257,7 @@ fn what_restarts_leave_uncounted_lies_in_the_gaps_that_are_told() -> Result<()> 
     let trace = capture.stop()?;
     trace.check()?;
     home.stop()?;
-    let mut gaps = home.events("counted")?;
-    gaps.retain(|event| event.kind == EventKind::Gap);
-    let is_in_gap = |packet: &&Packet| {
-        let at = (packet.at_ns / 1_000_000) as i64;
-        gaps.iter().any(|it| it.start.as_millisecond() <= at && at <= it.end.as_millisecond())
-    };
-    let bytes = |packet: &Packet| u64::from(packet.headers.l3_bytes);
-    let packets = || trace.client.trace.packets.iter().chain(&trace.upstream.trace.packets);
-    let captured: u64 = packets().map(bytes).sum();
-    let in_gaps: u64 = packets().filter(is_in_gap).map(bytes).sum();
-    let counted = figures::sum(&home.books("counted")?, |_| true).wire_bytes;
-    let length: i64 =
-        gaps.iter().map(|gap| gap.end.as_millisecond() - gap.start.as_millisecond()).sum();
-    println!("{counted} bytes counted of {captured}; {} gaps of {length} ms together", gaps.len());
-    assert!(counted <= captured, "{counted} bytes counted, {captured} captured");
-    assert!(captured - in_gaps <= counted, "bytes are missing outside of all gaps: {gaps:?}");
-    Ok(())
+    assert_missing_in_gaps_only(&home, &trace)
 }
 
 #[test]

@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use traffic_lab::{Namespace, Systemd};
+use traffic_tests::capabilities::{
+    BPF, DAC_READ_SEARCH, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE,
+};
 use traffic_tests::systemd::{assert_ended, relay_unit, start};
 
 /// Nothing that is waited for takes longer.
@@ -13,14 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The agent audits for the first time 5 s after its start.
 const AUDITED_WITHIN: Duration = Duration::from_secs(8);
-
-/// Bits of `CapEff`: include/uapi/linux/capability.h.
-const NET_ADMIN: u64 = 1 << 12;
-const PERFMON: u64 = 1 << 38;
-const BPF: u64 = 1 << 39;
-const DAC_READ_SEARCH: u64 = 1 << 2;
-const SYS_PTRACE: u64 = 1 << 19;
-const SYS_ADMIN: u64 = 1 << 21;
 
 fn installed(service: &str, drop_in: Option<&str>) -> Result<Systemd> {
     let namespace = Namespace::new("systemd")?;

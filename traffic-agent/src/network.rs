@@ -41,19 +41,22 @@ impl Networks {
         proc: &Path,
         pids: impl IntoIterator<Item = i32>,
     ) -> BTreeSet<u64> {
-        let mut inodes = BTreeSet::new();
+        let (mut inodes, mut refused) = (BTreeSet::new(), BTreeSet::new());
         for pid in pids {
             let inode = processes::read(proc, pid).and_then(|process| process.netns);
             inodes.extend(inode);
-            if inode.is_some_and(|inode| !self.has_seen(inode))
+            if inode.is_some_and(|inode| !self.has_seen(inode) && !refused.contains(&inode))
                 && let Ok(netns) = NetNs::of_process(proc, pid)
-                // One that can be held, and not looked into, is none that anything is known of.
-                && let Ok(cookies) = netns.run(cookies_of_thread)
             {
-                if let Some(cookies) = cookies {
-                    self.cookies.insert(netns.inode(), cookies);
+                match netns.run(cookies_of_thread) {
+                    Ok(cookies) => {
+                        self.cookies.extend(cookies.map(|cookies| (netns.inode(), cookies)));
+                        self.seen.push(netns);
+                    }
+                    // One that can be held, and not looked into, is none that anything is known of; and is
+                    // tried once, however many processes it has.
+                    Err(_) => _ = refused.insert(netns.inode()),
                 }
-                self.seen.push(netns);
             }
         }
         if !inodes.is_empty() {

@@ -5,23 +5,17 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Result;
-use traffic_agent::history::{Event, EventKind};
-use traffic_lab::packet::{Family, Packet};
-use traffic_lab::process::Place;
+use traffic_lab::packet::Family;
 use traffic_lab::role::Role;
-use traffic_lab::topology::{LabTrace, addresses};
-use traffic_lab::udp::{Receive, Send};
 use traffic_lab::workload::Workload;
 use traffic_lab::{Process, Stack};
 use traffic_tests::accounted::{TARGET, captured};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures;
-use traffic_tests::role;
+use traffic_tests::moments::{assert_missing_in_gaps_only, burst, sink};
 use traffic_tests::site::{RELAY_PORT, Site, any};
 
 const RESTARTS: usize = 200;
-/// Where the upstream receives what a proxy sends as soon as it has started.
-const SINK: u16 = 9999;
 const WITHIN: Duration = Duration::from_secs(10);
 /// What a proxy that lives for a moment carries.
 const MOMENT: Workload = Workload {
@@ -32,36 +26,6 @@ const MOMENT: Workload = Workload {
     download_bytes: 20_000,
     at_once: false,
 };
-
-/// This many bursts of 32 datagrams in as many milliseconds, from the first moment of the process on.
-fn burst(bursts: u64) -> Role {
-    Role::UdpSend(Send {
-        target: (addresses(Family::Ipv4).upstream, SINK).into(),
-        sockets: 1,
-        datagram_bytes: 100,
-        total_bytes: bursts * 3200,
-        segmented: false,
-        await_echo: false,
-    })
-}
-
-fn sink(site: &Site) -> Result<Process> {
-    let receive = Receive { listen: any(SINK), echo: false, gro: false };
-    let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
-    let mut sink = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
-    sink.wait_for(traffic_lab::sockets::Transport::Udp, SINK, WITHIN)?;
-    Ok(sink)
-}
-
-fn packets(trace: &LabTrace) -> impl Iterator<Item = &Packet> {
-    trace.client.trace.packets.iter().chain(&trace.upstream.trace.packets)
-}
-
-/// Whether a packet was captured in a gap; events are kept in whole milliseconds.
-fn is_in(gaps: &[Event], packet: &Packet) -> bool {
-    let at = (packet.at_ns / 1_000_000) as i64;
-    gaps.iter().any(|gap| gap.start.as_millisecond() <= at && at <= gap.end.as_millisecond())
-}
 
 /// All bytes of the history.
 fn counted_bytes(home: &Home) -> Result<u64> {
@@ -96,20 +60,7 @@ fn restart(bursts: u64, idle: impl Fn()) -> Result<()> {
     let trace = capture.stop()?;
     trace.check()?;
     home.stop()?;
-    let mut gaps = home.events(TARGET)?;
-    gaps.retain(|event| event.kind == EventKind::Gap);
-    let counted = counted_bytes(&home)?;
-    let bytes = |packet: &Packet| u64::from(packet.headers.l3_bytes);
-    let captured: u64 = packets(&trace).map(bytes).sum();
-    let outside: u64 = packets(&trace).filter(|it| !is_in(&gaps, it)).map(bytes).sum();
-    println!(
-        "{counted} bytes counted of {captured}; {outside} were captured outside of {} gaps of {} ms \
-         together",
-        gaps.len(),
-        gaps.iter().map(|gap| gap.end.as_millisecond() - gap.start.as_millisecond()).sum::<i64>()
-    );
-    assert!(counted <= captured, "{counted} bytes counted, {captured} captured");
-    assert!(outside <= counted, "{} bytes are missing outside of all gaps", outside - counted);
+    assert_missing_in_gaps_only(&home, &trace)?;
     assert!(!home.log().contains("CGROUPS"), "{}", home.log());
     Ok(())
 }

@@ -76,6 +76,13 @@ fn on_link(family: Family, link: u8, host: u8) -> IpAddr {
     }
 }
 
+fn loopback(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+        Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
 /// A datagram of the target's to an address, and one back.
 fn echo(factory: &Factory, namespace: &Namespace, at: SocketAddr) -> Result<()> {
     let far = namespace.run_in(|| UdpSocket::bind(at))??;
@@ -141,12 +148,8 @@ fn the_agents_own_namespace_is_none_of_the_targets_once_that_has_one() -> Result
             ensure!(measurement.client_ports() == [tcp(PORT)], "the listener was not found");
             let start = measurement.sample()?;
             drop(listener);
-            let here: IpAddr = match family {
-                Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
-                Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
-            };
             for _ in 0..3 {
-                refused(&own, (here, PORT).into())?;
+                refused(&own, (loopback(family), PORT).into())?;
             }
             refused(&site.lab.client, (addresses(family).proxy_client, PORT).into())?;
             let end = measurement.sample()?;
@@ -182,11 +185,7 @@ fn what_is_answered_from_a_processs_first_socket_on_is_the_targets() -> Result<(
             connection.send(FIN | ACK, &[])?;
             connection.expect(ACK)?;
             drop(listener);
-            let here: IpAddr = match family {
-                Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
-                Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
-            };
-            refused(&own, (here, PORT).into())?;
+            refused(&own, (loopback(family), PORT).into())?;
             refused(&site.lab.client, (addresses(family).proxy_client, PORT).into())?;
             let end = measurement.sample()?;
             // It is still the target's when the process has been found.
