@@ -36,7 +36,7 @@ pub fn run(bench: &mut Bench) -> Result<Vec<Comparison>> {
     Ok(vec![
         test_runs(bench, &subjects, &lab.proxy)?,
         all_cpus(bench, &subjects, &lab.proxy)?,
-        real_traffic(bench, &subjects)?,
+        real_traffic(bench, &subject::under_traffic())?,
     ])
 }
 

@@ -28,6 +28,7 @@ enum Kind {
     /// A pair of programs of the bench, by the beginning of their names.
     Bench(&'static str),
     Ours(Options),
+    Selected,
     Host,
 }
 
@@ -48,6 +49,10 @@ pub const COMPARE: Subject = Subject {
     name: "ours, as compare",
     kind: Kind::Ours(Options { retransmissions: true, answered: true, ..PLAIN }),
 };
+
+/// By hooks on the cgroup above, which select: what a packet of a target costs of which another program holds
+/// the cgroup. What a neighbour's costs is less: it is not counted.
+pub const SELECTED: Subject = Subject { name: "ours, selected", kind: Kind::Selected };
 
 const PLAIN: Options =
     Options { trace_packets: 0, transparent: false, retransmissions: false, answered: false };
@@ -70,6 +75,11 @@ pub fn features() -> Vec<Subject> {
 /// All of them, the baseline first.
 pub fn all() -> Vec<Subject> {
     [EMPTY, SYSTEMD, ANDROID].into_iter().chain(features()).collect()
+}
+
+/// All that real traffic can pass: a test run has no socket in a cgroup that could be selected.
+pub fn under_traffic() -> Vec<Subject> {
+    all().into_iter().chain([SELECTED]).collect()
 }
 
 /// The names of subjects.
@@ -114,6 +124,7 @@ pub struct Programs([CgroupSkb; 2]);
 enum Owner {
     Bench(#[expect(dead_code, reason = "keeps the programs loaded")] Ebpf),
     Ours(Box<Counter>),
+    Selected(Box<Counter>),
     Host(Box<HostCounter>),
 }
 
@@ -122,17 +133,23 @@ impl Subject {
     pub fn load(&self, object: &Path) -> Result<Loaded> {
         let loaded = match self.kind {
             Kind::Bench(pair) => load_bench(pair, object),
-            Kind::Ours(options) => load_ours(&options),
+            Kind::Ours(options) => load_ours(&options, Owner::Ours),
+            Kind::Selected => load_ours(&PLAIN, Owner::Selected),
             Kind::Host => load_host(),
         };
         loaded.with_context(|| format!("cannot load `{}`", self.name))
     }
 }
 
-fn load_ours(options: &Options) -> Result<Loaded> {
+fn load_ours(options: &Options, owner: fn(Box<Counter>) -> Owner) -> Result<Loaded> {
     let mut counter = Counter::load(options)?;
-    let ids = counter.program_ids().context("the kernel names no ids of programs")?;
-    Ok(Loaded { owner: Owner::Ours(Box::new(counter)), programs: handles(ids)? })
+    let programs = programs_of(&mut counter)?;
+    Ok(Loaded { owner: owner(Box::new(counter)), programs })
+}
+
+/// Those that packets pass as it is attached now.
+fn programs_of(counter: &mut Counter) -> Result<Programs> {
+    handles(counter.program_ids().context("the kernel names no ids of programs")?)
 }
 
 fn load_host() -> Result<Loaded> {
@@ -171,10 +188,16 @@ fn handles(ids: [u32; 2]) -> Result<Programs> {
 }
 
 impl Loaded {
-    /// Attaches it to a cgroup, until it is dropped.
+    /// Attaches it to a cgroup right below the root, until it is dropped.
     pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
         match &mut self.owner {
             Owner::Ours(counter) => return Ok(counter.attach(cgroup)?),
+            Owner::Selected(counter) => {
+                let above = cgroup.parent().context("the root has nothing above it")?;
+                counter.attach_above(cgroup, above, &[1])?;
+                self.programs = programs_of(counter)?;
+                return Ok(());
+            }
             Owner::Host(counter) => return Ok(counter.attach(cgroup)?),
             Owner::Bench(_) => {}
         }
@@ -189,7 +212,7 @@ impl Loaded {
     /// Ours, to be configured.
     pub fn counter(&mut self) -> Option<&mut Counter> {
         match &mut self.owner {
-            Owner::Ours(counter) => Some(counter),
+            Owner::Ours(counter) | Owner::Selected(counter) => Some(counter),
             Owner::Bench(_) | Owner::Host(_) => None,
         }
     }

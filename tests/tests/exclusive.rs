@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use traffic_agent::history::EventKind;
+use traffic_agent::kernel::{Counter, Options, Sample};
 use traffic_agent::target::Cgroup;
 use traffic_lab::packet::{Family, Packet};
 use traffic_lab::role::Role;
@@ -294,6 +295,36 @@ fn a_restart_while_the_agent_is_away_is_a_gap() -> Result<()> {
     assert_eq!(doubts.len(), 1, "{doubts:?}");
     assert_eq!(doubts[0].kind, EventKind::Gap);
     assert!(doubts[0].message.contains("/unit (by hooks on "), "{doubts:?}");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_was_selected_and_is_hooked_itself_is_counted_once() -> Result<()> {
+    const DATAGRAMS: u64 = 40;
+    let site = Site::new(Stack::default())?;
+    let _sink = sink(&site)?;
+    let unit = site.cgroup.child("unit")?;
+    let to = (addresses(Family::Ipv4).upstream, SINK).into();
+    let socket = Factory::start(&site.lab.proxy, &unit)?.udp_unbound(to)?;
+    let mut counter = Counter::load(&Options::default())?;
+    counter.attach_above(unit.path(), site.cgroup.path(), &[1, 2])?;
+    let before = counter.sample()?;
+    for _ in 0..DATAGRAMS {
+        socket.send_to(&[1; 100], to)?;
+    }
+    let between = counter.sample()?;
+    // As an agent does that finds the holder gone; one that was killed then has left the selection.
+    counter.attach(unit.path())?;
+    for _ in 0..DATAGRAMS {
+        socket.send_to(&[1; 100], to)?;
+    }
+    let after = counter.sample()?;
+    let packets = |from: &Sample, to: &Sample| -> u64 {
+        from.cells.iter().zip(&to.cells).map(|(from, to)| to.packets - from.packets).sum()
+    };
+    assert_eq!(packets(&before, &between), DATAGRAMS);
+    assert_eq!(packets(&between, &after), DATAGRAMS);
+    assert_eq!(programs(site.cgroup.path())?, 0, "the anchor is left");
     Ok(())
 }
 

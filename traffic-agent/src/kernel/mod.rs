@@ -438,8 +438,12 @@ impl Counter {
     /// Ids of the programs that packets pass, ingress and egress: for whoever measures what they cost.
     /// `None` where the kernel does not say.
     pub fn program_ids(&mut self) -> Option<[u32; 2]> {
+        let names = match self.anchors().is_empty() {
+            true => [INGRESS_PROGRAM, EGRESS_PROGRAM],
+            false => selection::SELECTING.map(|(_, name)| name),
+        };
         let mut id = |name| Some(load_skb(&mut self.ebpf, name).ok()?.info().ok()?.id());
-        Some([id(INGRESS_PROGRAM)?, id(EGRESS_PROGRAM)?])
+        Some([id(names[0])?, id(names[1])?])
     }
 
     /// What the program tells beyond numbers.
