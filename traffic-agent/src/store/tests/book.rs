@@ -126,6 +126,18 @@ fn names_of_interfaces_are_kept_with_the_counters_and_forgotten_with_them() {
 }
 
 #[test]
+fn an_interface_that_is_told_twice_stops_no_flush_and_is_kept_once() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    let known = |name: &str| KnownInterface { number: 7, name: name.into(), scope: Scope::Billed };
+    let interfaces = vec![known("ppp0"), known("ppp1")];
+    let absolute = vec![Absolute { epoch: epoch(1), interfaces, cells: vec![(0, cell(1))] }];
+    store.flush(&one(TargetFlush { absolute, ..empty("xray", Quarter(0)) })).unwrap();
+    let kept = store.absolutes("xray").unwrap();
+    assert_eq!(kept[0].interfaces, [known("ppp1")]);
+}
+
+#[test]
 fn until_when_a_target_was_observed_is_that_of_its_last_flush() {
     let directory = directory();
     let mut store = open(directory.path());
