@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt as _;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,12 +17,13 @@ use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
 use traffic_lab::topology::addresses;
-use traffic_lab::workload::Workload;
+use traffic_lab::workload::{Route, Workload, run};
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures;
-use traffic_tests::role;
+use traffic_tests::moments::assert_missing_in_gaps_only;
 use traffic_tests::site::{RELAY_PORT, Site, any, tcp};
+use traffic_tests::{helper, role, role_of};
 
 const TRAFFIC: Workload = Workload {
     name: "steady",
@@ -148,6 +150,46 @@ fn what_was_made_anew_while_the_agent_was_away_is_a_gap_also_if_the_history_open
 }
 
 /// Sends datagrams from the counted cgroup to the upstream; returns how many bytes of IP packets that was.
+#[test]
+fn what_a_process_exchanges_before_it_is_found_in_a_cgroup_that_was_there_is_in_a_gap() -> Result<()>
+{
+    let site = Site::new(Stack::default())?;
+    let [scope, other] = ["session.scope", "other.scope"].map(|name| site.cgroup.child(name));
+    let (scope, other) = (scope?, other?);
+    let mut home = home("counted=process:odd-proxy")?;
+    let program = home.file("odd-proxy");
+    fs::copy(helper()?, &program)?;
+    home.start_and_wait()?;
+    let server = site.server()?;
+    let capture = site.lab.capture()?;
+    let mut relays = Vec::new();
+    for (place, port) in [(&scope, RELAY_PORT), (&other, RELAY_PORT + 1)] {
+        // So that it was looked for since the one before, and in vain.
+        thread::sleep(Duration::from_secs(2));
+        let relay = role_of(&program, &Role::Relay { listen: any(port) })?;
+        let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(place), user: None };
+        let mut relay = Process::spawn(relay, place)?;
+        relay.wait_for_port(port, Duration::from_secs(10))?;
+        relays.push(relay);
+        let found = relays.len();
+        let route = Route {
+            client: &site.lab.client,
+            relay: Some((addresses(Family::Ipv4).proxy_client, port).into()),
+            target: (addresses(Family::Ipv4).upstream, server.address().port()).into(),
+        };
+        // At first nothing of it is counted, and at last all.
+        run(&TRAFFIC, route, &server, &|_| ())?;
+        home.wait_until("it is found", |home| {
+            home.times_in_log("became the target's, and is counted") == found
+        })?;
+        run(&TRAFFIC, route, &server, &|_| ())?;
+    }
+    drop(relays);
+    let trace = capture.stop()?;
+    home.stop()?;
+    assert_missing_in_gaps_only(&home, &trace)
+}
+
 fn send(site: &Site, datagrams: u64) -> Result<u64> {
     let to = (addresses(Family::Ipv4).upstream, 7000).into();
     let receiver = site.lab.upstream.run_in(|| UdpSocket::bind(to))??;

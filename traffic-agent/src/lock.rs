@@ -12,6 +12,8 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -28,6 +30,11 @@ const FILE_MODE: u32 = 0o640;
 const BYTES_MOST: u64 = 256;
 /// How often the file may be replaced between opening and locking it.
 const TRIES: u32 = 10;
+/// How long one that cannot be seen is waited for. A child of an agent that was killed holds the lock, too, until it
+/// has become the program that it was made for.
+const INHERITED: Duration = Duration::from_secs(2);
+/// How often it is asked for meanwhile.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Why the lock could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +104,9 @@ impl Lock {
             .mode(DIRECTORY_MODE)
             .create(state_dir)
             .map_err(unusable)?;
-        for _ in 0..TRIES {
+        let deadline = Instant::now() + INHERITED;
+        let mut replaced = 0;
+        while replaced < TRIES {
             let (file, read_only) = open(&path).map_err(unusable)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(mut file) if is_at(&file, &path) => {
@@ -108,10 +117,14 @@ impl Lock {
                     return Ok(Self { _file: file });
                 }
                 // Somebody has put another file in its place: that one is to be locked.
-                Ok(_) => {}
+                Ok(_) => replaced += 1,
                 Err((_, Errno::EWOULDBLOCK)) => {
-                    let holder = HolderText(holder(state_dir));
-                    return Err(Error::Held { state_dir: state_dir.to_owned(), holder });
+                    let holder = holder(state_dir);
+                    if holder.is_some() || Instant::now() >= deadline {
+                        let (state_dir, holder) = (state_dir.to_owned(), HolderText(holder));
+                        return Err(Error::Held { state_dir, holder });
+                    }
+                    thread::sleep(PAUSE);
                 }
                 Err((_, errno)) => return Err(unusable(errno.into())),
             }
@@ -254,6 +267,22 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(holder(dir.path()), None);
         Lock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_a_killed_agents_child_still_holds_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        // Of a process that is gone.
+        std::fs::write(dir.path().join(FILE), "999999999 1 2026-01-01T00:00:00Z").unwrap();
+        let file = File::open(dir.path().join(FILE)).unwrap();
+        let inherited = Flock::lock(file, FlockArg::LockExclusiveNonblock).unwrap();
+        thread::scope(|scope| {
+            let taken = scope.spawn(|| Lock::take(dir.path()));
+            thread::sleep(10 * PAUSE);
+            assert!(!taken.is_finished());
+            drop(inherited);
+            taken.join().unwrap().unwrap();
+        });
     }
 
     #[test]

@@ -24,6 +24,10 @@ use crate::target::{self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpe
 /// begins in the one of whoever starts it.
 const SETTLED: Duration = Duration::from_secs(2);
 
+/// More cgroups below a target than these are not remembered when they are gone: over months, a target that makes
+/// them all the time would grow without end.
+const MOST_OWNED: usize = 1024;
+
 /// What to measure, and how to divide it.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -182,7 +186,7 @@ impl<'h> Measurement<'h> {
     /// until their last socket is gone, but for those that one of these contains or lies in: their packets
     /// would be counted twice.
     ///
-    /// Returns the cgroups that were attached now.
+    /// Returns the cgroups that were not counted before.
     pub fn attach(&mut self, cgroups: Vec<Cgroup>) -> Result<Vec<Cgroup>> {
         let is_nested =
             |hung: &Cgroup| cgroups.iter().any(|it| it.is_above(hung) || hung.is_above(it));
@@ -192,9 +196,13 @@ impl<'h> Measurement<'h> {
         let mut attached = Vec::new();
         for cgroup in &cgroups {
             if !self.counter.is_attached(cgroup.id) {
+                let before = self.way_of(cgroup.id);
                 attached.extend(self.hang(cgroup)?);
                 self.hung.insert(cgroup.id, cgroup.clone());
-                attached.push(cgroup.clone());
+                // Else an agent that was killed then had not hung on all that is rare.
+                if before.is_none() || before != self.way_of(cgroup.id) {
+                    attached.push(cgroup.clone());
+                }
                 self.unsure_since = Some(Instant::now());
             }
         }
@@ -203,6 +211,11 @@ impl<'h> Measurement<'h> {
         self.hung.extend(cgroups.iter().map(|cgroup| (cgroup.id, cgroup.clone())));
         self.plan.cgroups = cgroups;
         Ok(attached)
+    }
+
+    /// How a cgroup is counted, if it is: by hooks on itself or by an anchor.
+    fn way_of(&self, cgroup: u64) -> Option<Option<u64>> {
+        self.counter.counts(cgroup).then(|| self.counter.anchor_of(cgroup))
     }
 
     /// Detaches from all cgroups but these: the target was chosen anew, and what it was before is not its own
@@ -275,8 +288,14 @@ impl<'h> Measurement<'h> {
         }
         self.look_at_networks(pids)?;
 
-        self.owned.extend(self.host.cgroups.subtree_ids(&self.plan.cgroups));
+        let mut current = self.host.cgroups.subtree_ids(&self.plan.cgroups);
+        self.owned.extend(&current);
         let sockets = self.networks.bound(looks, &self.owned)?;
+        if self.owned.len() > MOST_OWNED {
+            // Of those that are gone, only what still listens is looked for.
+            current.extend(sockets.iter().filter_map(|(socket, _)| socket.cgroup_id));
+            self.owned.retain(|id| current.contains(id));
+        }
         self.has_transparent = false;
         for (socket, waits) in &sockets {
             let port = ListeningPort { protocol: socket.protocol, port: socket.local.port() };

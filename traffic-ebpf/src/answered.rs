@@ -50,7 +50,7 @@ static ANSWERED: Array<InterfaceSums> = Array::with_max_entries(ANSWERED_ELEMENT
 /// Network namespaces of the target, by their inode: when it made a socket there, by the clock that a suspended
 /// machine stops; 0 if the agent has found it there. What happens in others is none of its business.
 #[map]
-static NAMESPACES: HashMap<u32, u64> = HashMap::with_max_entries(MOST_NAMESPACES, 0);
+static TARGET_NAMESPACES: HashMap<u32, u64> = HashMap::with_max_entries(MOST_NAMESPACES, 0);
 
 /// Cgroups of the target, by id, without those below them.
 #[map]
@@ -146,11 +146,11 @@ pub fn note_namespace(ctx: SockContext) -> i32 {
     let namespace = namespace_of_socket(ctx.as_ptr() as u64);
     // SAFETY: takes nothing.
     let now = unsafe { bpf_ktime_get_ns() };
-    match NAMESPACES.get_ptr_mut(&namespace) {
+    match TARGET_NAMESPACES.get_ptr_mut(&namespace) {
         // SAFETY: a live value; whichever of two times stays is right.
         Some(noted) => unsafe { noted.write_volatile(now) },
         // It fails if there are too many, of which the agent has then found the more important.
-        None => _ = NAMESPACES.insert(namespace, now, 0),
+        None => _ = TARGET_NAMESPACES.insert(namespace, now, 0),
     }
     PASS
 }
@@ -519,7 +519,7 @@ fn remembered(connection: &Connection, longest_ns: u64) -> Option<u8> {
 #[inline(always)]
 fn is_ours(namespace: u32) -> bool {
     // SAFETY: the value is not read.
-    unsafe { NAMESPACES.get(&namespace) }.is_some()
+    unsafe { TARGET_NAMESPACES.get(&namespace) }.is_some()
 }
 
 /// Whether a full socket belongs to a cgroup of the target, or to one below.

@@ -210,7 +210,7 @@ pub const ANSWERED_UNATTRIBUTED: usize = 2 * INTERFACE_SLOTS;
 /// Elements of the map `ANSWERED`.
 pub const ANSWERED_ELEMENTS: usize = ANSWERED_UNATTRIBUTED + 1;
 
-/// Capacity of the map `NAMESPACES`.
+/// Capacity of the map `TARGET_NAMESPACES`.
 pub const MOST_NAMESPACES: u32 = 64;
 /// Capacity of the map `CGROUPS`.
 pub const MOST_CGROUPS: u32 = 64;

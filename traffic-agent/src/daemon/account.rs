@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
 
-use self::look::{gap, made_anew, present};
+use self::look::{gap, present};
 use super::book::Book;
 use super::clock::Now;
 use super::estimates::Place;
@@ -215,7 +215,7 @@ impl<'h> Account<'h> {
             book.close(now.wall, epoch);
         }
         if let (Some((paths, done)), Begun::GoesOn) = (self.unexplained.take(), self.begun) {
-            let (event, missed) = made_anew(&paths, self.read.wall, done);
+            let (event, missed) = self.come(&paths, self.read.wall, done);
             self.missed += missed;
             book.note(now.wall, event);
         }

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until};
 use self::clock::{Now, until_next_quarter};
 use self::estimates::Estimates;
 use self::host::Host as HostSide;
-use self::targets::Targets;
+use self::targets::{Entry, Targets};
 use self::watch::{Changes, Watch};
 use crate::config::Config;
 use crate::kernel::pins::PinRoot;
@@ -37,15 +37,18 @@ use crate::store::Store;
 use crate::target::Host;
 
 /// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
-/// the program itself; what ends is taken out of the client leg this much later.
+/// the program itself; what ends is taken out of the client leg this much later. A process of a target that is
+/// found by processes may come to another cgroup without an event, and is found then.
 const FOLLOW: Duration = Duration::from_secs(30);
 /// How soon they are looked at in a cgroup that was just made: its processes are still to come.
 const FOLLOW_NEW: Duration = Duration::from_secs(1);
 /// How often the owners of sockets are audited, and cgroups are looked for that no watch has told of.
 const AUDIT: Duration = Duration::from_secs(300);
 /// How often a target of which nothing is there is looked for where no watch would tell: a process may
-/// appear in a cgroup that has been there all along.
+/// appear in a cgroup that has been there all along. And how often all are where the watch does not see all.
 const LOOK_FOR_ABSENT: Duration = Duration::from_secs(5);
+/// How often in a row cgroups that came and went are looked at.
+const MOST_ROUNDS: usize = 16;
 /// How often the rules and interfaces are looked at.
 const ESTIMATES: Duration = Duration::from_secs(60);
 /// How often time alone is written: it is lost with the power, and the report says so.
@@ -99,6 +102,8 @@ struct Daemon<'h> {
     last: Now,
     /// Until when no cgroup came or went that was not looked at.
     silent_since: Timestamp,
+    /// Whether part of the tree could not be watched, when it was asked last.
+    was_blind: bool,
     /// How often the service manager wants to hear of it, if it does.
     watchdog: Option<Duration>,
     /// What was complained about last, so that the log is not filled with it.
@@ -132,6 +137,7 @@ pub async fn run(config: Config, reload: Reload<'_>) -> Result<()> {
         pause,
         last: now,
         silent_since: now.wall,
+        was_blind: false,
         watchdog: notify::watchdog_interval(),
         complaint: None,
     };
@@ -186,24 +192,47 @@ impl Daemon<'_> {
     /// Looks at cgroups that came or went, until nothing more has.
     fn see(&mut self, mut changes: Changes) -> Result<()> {
         const WATCH: &str = "cannot watch the cgroup tree";
-        loop {
+        // Where there is always something new, the rest of the work must not wait for ever.
+        for _ in 0..MOST_ROUNDS {
             let now = Now::read();
             // With that, all that came or went until now is known.
             changes.extend(self.watch.so_far().context(WATCH)?);
-            if changes.is_empty() {
-                self.silent_since = now.wall;
-                return Ok(());
-            }
-            let attached =
-                self.targets.look(now, self.silent_since, Some(&changes.made), |target| {
+            let is_watched = !self.is_blind();
+            let is_silent = changes.is_empty();
+            if !is_silent {
+                let made = (is_watched && !changes.overflowed).then_some(&changes.made[..]);
+                let attached = self.targets.look(now, self.silent_since, made, |target| {
                     changes.overflowed || target.may_be_among(&changes.names)
                 });
-            self.silent_since = now.wall;
-            if attached {
-                self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
+                if attached {
+                    self.due.follow = self.due.follow.min(Instant::now() + FOLLOW_NEW);
+                }
+            }
+            if is_watched {
+                self.silent_since = now.wall;
+            }
+            if is_silent {
+                break;
             }
             changes = Changes::default();
         }
+        Ok(())
+    }
+
+    /// Whether cgroups may come and go without a word; says so when it begins and when it ends.
+    fn is_blind(&mut self) -> bool {
+        let blind = self.watch.blind();
+        match blind {
+            Some(why) if !self.was_blind => warn!(
+                "not all of the cgroup tree can be watched: {why}; cgroups that come are found up to {} s later, and \
+                 the history tells it as a gap",
+                LOOK_FOR_ABSENT.as_secs()
+            ),
+            None if self.was_blind => info!("all of the cgroup tree is watched again"),
+            _ => {}
+        }
+        self.was_blind = blind.is_some();
+        self.was_blind
     }
 
     /// The next instant at which something is due.
@@ -214,7 +243,7 @@ impl Daemon<'_> {
         if let Some(interval) = self.watchdog {
             wake = wake.min(Instant::now() + interval);
         }
-        if self.targets.any_sought() {
+        if self.targets.any_sought() || self.was_blind {
             wake = wake.min(due.look);
         }
         wake
@@ -243,16 +272,21 @@ impl Daemon<'_> {
         }
         if instant >= self.due.follow {
             let unsure = self.targets.follow();
+            self.targets.look(now, self.silent_since, None, Entry::is_found_by_processes);
             self.due.follow = instant + if unsure { FOLLOW_NEW } else { FOLLOW };
         }
         if instant >= self.due.audit {
+            if self.was_blind {
+                self.watch.whole();
+            }
             self.targets.look(now, self.silent_since, None, |_| true);
             self.targets.audit();
             self.prune();
             memory::give_back();
             self.due.audit = instant + AUDIT;
         } else if instant >= self.due.look {
-            self.targets.look(now, self.silent_since, None, |target| target.is_sought());
+            let all = self.was_blind;
+            self.targets.look(now, self.silent_since, None, |target| all || target.is_sought());
             self.due.look = instant + LOOK_FOR_ABSENT;
         }
         if instant >= self.due.estimates {

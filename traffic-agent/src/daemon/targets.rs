@@ -45,6 +45,11 @@ impl Entry<'_> {
         self.account.is_sought()
     }
 
+    /// Whether it is found by processes, which no watch on cgroups tells of.
+    pub fn is_found_by_processes(&self) -> bool {
+        !self.account.target().spec.selectors.iter().all(Value::is_of_cgroups)
+    }
+
     /// Whether cgroups of these names may be its own.
     pub fn may_be_among(&self, names: &[OsString]) -> bool {
         let own = |name: &str| {

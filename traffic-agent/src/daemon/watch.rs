@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use tokio::io::unix::AsyncFd;
 
-/// A cgroup tree of more directories than this is watched no further: what appears there is found by the
-/// regular look only.
+/// A cgroup tree of more directories than this is watched no further: what appears there is found by regular
+/// looks only.
 const MOST: usize = 8192;
 
 /// What happened in the tree.
@@ -22,7 +22,7 @@ pub struct Changes {
     pub names: Vec<OsString>,
     /// Those that came, each as often as it did.
     pub made: Vec<PathBuf>,
-    /// Events were lost, so anything may have changed.
+    /// Events were lost, or part of the tree is not watched: anything may have changed.
     pub overflowed: bool,
 }
 
@@ -46,6 +46,9 @@ pub struct Watch {
     /// The same descriptor, to be waited for.
     readable: AsyncFd<OwnedFd>,
     directories: HashMap<WatchDescriptor, PathBuf>,
+    mount: PathBuf,
+    /// Why not all of the tree is watched, if so.
+    blind: Option<String>,
 }
 
 impl Watch {
@@ -55,9 +58,22 @@ impl Watch {
         let descriptor = inotify.as_fd().try_clone_to_owned()?;
         // SAFETY: the descriptor belongs to the value that is registered, and is open as long.
         let readable = unsafe { AsyncFd::register(descriptor) }?;
-        let mut watch = Self { inotify, readable, directories: HashMap::new() };
-        watch.add(mount, &mut Vec::new());
+        let mount = mount.to_owned();
+        let mut watch = Self { inotify, readable, directories: HashMap::new(), mount, blind: None };
+        watch.whole();
         Ok(watch)
+    }
+
+    /// Watches the whole tree, also what is in it since events were lost or watches were refused.
+    pub fn whole(&mut self) {
+        self.blind = None;
+        let mount = self.mount.clone();
+        self.add(&mount, &mut Vec::new());
+    }
+
+    /// Why not all of the tree is watched, if so: then cgroups may come and go without an event.
+    pub fn blind(&self) -> Option<&str> {
+        self.blind.as_deref()
     }
 
     /// Watches a directory and what is below it. A directory that was made before its parent was watched
@@ -68,10 +84,23 @@ impl Watch {
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_ONLYDIR;
         if self.directories.len() >= MOST {
+            self.blind = Some(format!("it has more than {MOST} directories"));
             return;
         }
-        // It may be gone already, or there may be no more watches to have: then the regular look finds it.
-        let Ok(descriptor) = self.inotify.add_watch(directory, flags) else { return };
+        let descriptor = match self.inotify.add_watch(directory, flags) {
+            Ok(descriptor) => descriptor,
+            // It is gone already.
+            Err(nix::Error::ENOENT) => return,
+            Err(error) => {
+                self.blind = Some(match error {
+                    nix::Error::ENOSPC => "no more watches are to be had; raise the sysctl \
+                                           fs.inotify.max_user_watches"
+                        .to_owned(),
+                    error => format!("{}: {}", directory.display(), io::Error::from(error)),
+                });
+                return;
+            }
+        };
         self.directories.insert(descriptor, directory.to_owned());
         let Ok(entries) = std::fs::read_dir(directory) else { return };
         for entry in entries.flatten() {
@@ -107,6 +136,7 @@ impl Watch {
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                     changes.overflowed = true;
+                    self.whole();
                 }
                 if event.mask.contains(AddWatchFlags::IN_IGNORED) {
                     self.directories.remove(&event.wd);
@@ -129,5 +159,55 @@ impl Watch {
                 changes.names.push(name);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tree_that_is_too_large_is_not_watched_whole_until_it_is_smaller() {
+        let tree = tempfile::tempdir().unwrap();
+        let slices: Vec<_> =
+            (0..=MOST).map(|number| tree.path().join(number.to_string())).collect();
+        slices.iter().for_each(|slice| fs::create_dir(slice).unwrap());
+        let mut watch = Watch::begin(tree.path()).unwrap();
+        assert_eq!(watch.blind(), Some("it has more than 8192 directories"));
+        slices[1..].iter().for_each(|slice| fs::remove_dir(slice).unwrap());
+        // So many at once may be more events than there is room for.
+        while !watch.so_far().unwrap().is_empty() {}
+        watch.whole();
+        assert_eq!(watch.blind(), None);
+        let unit = slices[0].join("xray.service");
+        fs::create_dir(&unit).unwrap();
+        let changes = watch.so_far().unwrap();
+        assert_eq!((changes.made, changes.overflowed), (vec![unit], false));
+    }
+
+    #[tokio::test]
+    async fn what_was_made_while_events_were_lost_is_watched() {
+        let tree = tempfile::tempdir().unwrap();
+        let mut watch = Watch::begin(tree.path()).unwrap();
+        let most: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        // Two events each.
+        for number in 0..=most / 2 {
+            let passing = tree.path().join(number.to_string());
+            fs::create_dir(&passing).unwrap();
+            fs::remove_dir(&passing).unwrap();
+        }
+        let slice = tree.path().join("system.slice");
+        fs::create_dir(&slice).unwrap();
+        assert!(watch.so_far().unwrap().overflowed);
+        assert_eq!(watch.blind(), None);
+        let unit = slice.join("xray.service");
+        fs::create_dir(&unit).unwrap();
+        assert_eq!(watch.so_far().unwrap().made, [unit]);
     }
 }

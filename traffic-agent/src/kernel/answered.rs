@@ -39,7 +39,9 @@ const PROGRAMS: [(&str, &str); 3] = [
 ];
 /// Since 6.11, as `tcp_send_reset` for packets without a socket; without it ICMP answers are not counted.
 const ICMP: (&str, &str) = ("note_icmp", "icmp_send");
-/// Programs that hang on the cgroup, which they are told sockets of by nobody else.
+pub(super) const NAMESPACES: &str = "TARGET_NAMESPACES";
+
+/// Programs that hang on the cgroup: nobody else tells of its sockets.
 pub(super) const OF_SOCKETS: [(Hook, &str); 2] =
     [(Hook::Create, "note_namespace"), (Hook::Release, "remember_udp")];
 
@@ -188,8 +190,8 @@ impl Answered {
             generations: Generations::new(generations.map_err(map_error(generation::MAP))?),
             generation,
             cells: Cells::new(take(ebpf, "ANSWERED")?, "ANSWERED")?,
-            namespaces: HashMap::try_from(take(ebpf, "NAMESPACES")?)
-                .map_err(map_error("NAMESPACES"))?,
+            namespaces: HashMap::try_from(take(ebpf, NAMESPACES)?)
+                .map_err(map_error(NAMESPACES))?,
             cgroups: HashMap::try_from(take(ebpf, "CGROUPS")?).map_err(map_error("CGROUPS"))?,
             layout,
             is_attached: false,
@@ -227,9 +229,16 @@ impl Answered {
         let attached = attached.and_then(|()| {
             OF_SOCKETS.into_iter().try_for_each(|(hook, name)| {
                 let program = descriptor(ebpf, name).map_err(|_| not_loaded(name))?;
-                links
-                    .attach((id, hook), program, directory.as_fd())
-                    .map_err(|error| refused_link(name, error))
+                match links.attach((id, hook), program, directory.as_fd()) {
+                    // Another program lets none in beside it, as `ip vrf exec` attaches its own: the namespaces
+                    // are those that the agent finds then, a moment later.
+                    Err(AttachError::Refused(error))
+                        if hook == Hook::Create && error.raw_os_error() == Some(libc::EPERM) =>
+                    {
+                        Ok(())
+                    }
+                    attached => attached.map_err(|error| refused_link(name, error)),
+                }
             })
         });
         if let Err(refused) = attached {
@@ -294,8 +303,8 @@ impl Answered {
     /// Whether [`Answered::attach`] came to its end for a cgroup, or has nothing to do.
     pub(super) fn is_attached(&self, links: &Links, id: u64) -> bool {
         let is_told = || self.cgroups.get(&id, 0).is_ok();
-        let hangs = || OF_SOCKETS.iter().all(|(hook, _)| links.has((id, *hook)));
-        self.layout.is_err() || (hangs() && is_told())
+        // The last one that hangs on it.
+        self.layout.is_err() || (links.has((id, Hook::Release)) && is_told())
     }
 
     /// Forgets a cgroup that is gone.
@@ -318,14 +327,23 @@ impl Answered {
         let wanted: BTreeSet<u32> =
             inodes.iter().filter_map(|&inode| u32::try_from(inode).ok()).collect();
         let known: BTreeMap<u32, u64> =
-            self.namespaces.iter().collect::<Result<_, _>>().map_err(map_error("NAMESPACES"))?;
+            self.namespaces.iter().collect::<Result<_, _>>().map_err(map_error(NAMESPACES))?;
         let now = monotonic();
-        for (inode, &noted_ns) in &known {
-            let is_recent =
-                noted_ns != 0 && now.saturating_sub(Duration::from_nanos(noted_ns)) < STAYS;
-            if !wanted.contains(inode) && !is_recent {
-                self.namespaces.remove(inode).map_err(map_error("NAMESPACES"))?;
-            }
+        let is_recent = |noted_ns: u64| {
+            noted_ns != 0 && now.saturating_sub(Duration::from_nanos(noted_ns)) < STAYS
+        };
+        let (mut noted, gone): (Vec<_>, Vec<_>) = known
+            .iter()
+            .filter(|(inode, _)| !wanted.contains(inode))
+            .map(|(&inode, &noted_ns)| (noted_ns, inode))
+            .partition(|(noted_ns, _)| is_recent(*noted_ns));
+        // The oldest make room for those with a process, and for what the program will note next.
+        let most = MOST_NAMESPACES as usize;
+        let room = (most / 2).min(most.saturating_sub(wanted.len()));
+        noted.sort_unstable();
+        noted.truncate(noted.len().saturating_sub(room));
+        for (_, inode) in noted.into_iter().chain(gone) {
+            self.namespaces.remove(&inode).map_err(map_error(NAMESPACES))?;
         }
         for inode in wanted {
             if known.contains_key(&inode) {
@@ -335,7 +353,7 @@ impl Answered {
                 // The program was faster.
                 Err(MapError::SyscallError(error))
                     if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(source) => return self.refuse(source, "NAMESPACES", MOST_NAMESPACES),
+                Err(source) => return self.refuse(source, NAMESPACES, MOST_NAMESPACES),
                 Ok(()) => {}
             }
         }

@@ -368,8 +368,12 @@ impl Counter {
     /// Whether it is attached to the cgroup with this id, or to one above that selects it, in full: whoever
     /// attached it may have been killed.
     pub fn is_attached(&self, cgroup: u64) -> bool {
-        let counts = self.links.has((cgroup, Hook::Egress)) || self.is_selected(cgroup);
-        counts && self.answered.is_attached(&self.links, cgroup)
+        self.counts(cgroup) && self.answered.is_attached(&self.links, cgroup)
+    }
+
+    /// Whether the packets of its sockets are counted: what else there is to be attached comes after that.
+    pub fn counts(&self, cgroup: u64) -> bool {
+        self.links.has((cgroup, Hook::Egress)) || self.is_selected(cgroup)
     }
 
     /// Ids of the cgroups that it counts, those that were removed included as long as sockets of

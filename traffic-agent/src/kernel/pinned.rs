@@ -35,13 +35,14 @@ const ANSWERED: &str = "ANSWERED";
 /// The maps whose layout is the ABI's: an agent of another begins new ones.
 pub(super) const COUNTERS: [&str; 2] = [CELLS, ANSWERED];
 
-/// The maps that an agent of another ABI takes over. Whoever changes the layout of one moves it up.
+/// The maps that an agent of another ABI takes over. Whoever changes the layout of one gives it another name: it
+/// begins empty then.
 pub(super) const SHARED: [&str; 11] = [
     "SLOTS",
     "SLOT_OWNERS",
     "INHERITED",
     "RECEIVED",
-    "NAMESPACES",
+    answered::NAMESPACES,
     "CGROUPS",
     "CONNECTIONS",
     "LAST",

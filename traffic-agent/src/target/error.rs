@@ -179,6 +179,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Proposes these, if what was asked for is not there.
+    pub(super) fn or_one_of(mut self, those: impl FnOnce() -> Candidates) -> Self {
+        if let Self::NoSuchCgroup { candidates, .. }
+        | Self::NoSuchUnit { candidates, .. }
+        | Self::NoSuchProcess { candidates, .. } = &mut self
+        {
+            *candidates = those();
+        }
+        self
+    }
+
     /// Whether what was asked for is simply not there (yet): a unit is stopped, a container not made.
     pub fn is_absence(&self) -> bool {
         matches!(

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 pub use cgroup2::{Cgroup, Hierarchy};
 pub use error::{Candidates, Error};
 pub use ports::{Listening, PortFilter};
-pub use resolve::{Resolved, default_target, resolve};
+pub use resolve::{Resolved, default_target, find, resolve};
 pub use selector::{Selector, TargetSpec, Value, group};
 pub use survey::Survey;
 

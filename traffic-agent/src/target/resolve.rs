@@ -22,8 +22,14 @@ pub struct Resolved {
     pub notes: Vec<String>,
 }
 
-/// Finds the cgroups of a target.
+/// Finds the cgroups of a target; an error says what else there is.
 pub fn resolve(host: &Host, target: &TargetSpec) -> Result<Resolved, Error> {
+    find(host, target).map_err(|error| error.or_one_of(|| known::candidates(host)))
+}
+
+/// The same for whoever looks for it again and again, and does not show the error: it proposes nothing, because
+/// that takes a look at all processes.
+pub fn find(host: &Host, target: &TargetSpec) -> Result<Resolved, Error> {
     let mut all = Vec::new();
     let mut notes = Vec::new();
     for value in &target.selectors {
@@ -110,7 +116,7 @@ fn unit(host: &Host, value: &Value, name: &str) -> Result<Vec<Cgroup>, Error> {
         0 => Err(Error::NoSuchUnit {
             unit: name.to_owned(),
             mount: host.cgroups.mount().to_owned(),
-            candidates: known::candidates(host),
+            candidates: Candidates::default(),
         }),
         1 => Ok(found),
         count => Err(Error::Ambiguous {
@@ -133,7 +139,7 @@ fn cgroup(host: &Host, value: &Value, path: &str) -> Result<Cgroup, Error> {
     let found = found.map_err(|source| Error::NoSuchCgroup {
         path: path.to_owned(),
         mount: mount.to_owned(),
-        candidates: known::candidates(host),
+        candidates: Candidates::default(),
         source,
     })?;
     not_the_root(value, found, "it is the root of the cgroup tree")
@@ -147,10 +153,8 @@ fn not_the_root(value: &Value, cgroup: Cgroup, what: &str) -> Result<Cgroup, Err
 }
 
 fn process(host: &Host, value: &Value, pid: i32, notes: &mut Vec<String>) -> Result<Cgroup, Error> {
-    let gone = || Error::NoSuchProcess {
-        selector: value.to_string(),
-        candidates: known::candidates(host),
-    };
+    let gone =
+        || Error::NoSuchProcess { selector: value.to_string(), candidates: Candidates::default() };
     let text =
         fs::read_to_string(host.proc.join(pid.to_string()).join("cgroup")).map_err(|_| gone())?;
     let Some(named) = process_path(&text) else { return Err(gone()) };
@@ -192,8 +196,8 @@ fn named(
         }
     }
     if found.is_empty() {
-        let (selector, candidates) = (value.to_string(), known::candidates(host));
-        return Err(Error::NoSuchProcess { selector, candidates });
+        let candidates = Candidates::default();
+        return Err(Error::NoSuchProcess { selector: value.to_string(), candidates });
     }
     Ok(found)
 }

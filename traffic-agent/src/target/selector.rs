@@ -29,6 +29,17 @@ pub enum Value {
     Pid(i32),
 }
 
+impl Value {
+    /// Whether nothing new can be its own without a cgroup that is made. Processes come to cgroups that have been
+    /// there all along.
+    pub fn is_of_cgroups(&self) -> bool {
+        match self {
+            Self::Unit(_) | Self::Cgroup(_) | Self::Container(_) => true,
+            Self::Process(_) | Self::Pid(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

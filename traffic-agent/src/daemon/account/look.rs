@@ -15,7 +15,7 @@ impl Account<'_> {
     /// Looks which cgroups the target has now, and hangs on those that are new. Returns what it did, in
     /// words, if it did something.
     ///
-    /// * `silent_since`: until then no cgroup was made that this agent did not look at.
+    /// * `silent_since`: until then no cgroup was made that this agent did not look at, as far as it knows.
     /// * `made`: those that were made from then on until now, where they are known.
     pub fn look(
         &mut self,
@@ -23,10 +23,11 @@ impl Account<'_> {
         silent_since: Timestamp,
         made: Option<&[PathBuf]>,
     ) -> Result<Option<String>> {
-        // After a look that went wrong, nothing is known of the time since the one before it.
-        let known =
-            if self.covered { self.looked.wall.max(silent_since) } else { self.looked.wall };
-        let made = made.filter(|_| self.covered);
+        // After a look that went wrong, nothing is known of the time since the one before it; and who is found by
+        // his processes may be anywhere, also where no cgroup was made.
+        let tells = self.covered && self.target.spec.selectors.iter().all(Value::is_of_cgroups);
+        let known = if tells { self.looked.wall.max(silent_since) } else { self.looked.wall };
+        let made = made.filter(|_| tells);
         let looked = self.look_since(now, known, made);
         self.covered = looked.is_ok();
         looked
@@ -79,11 +80,30 @@ impl Account<'_> {
             }
             Begun::Looked => known.min(done),
         };
-        let (event, missed) = made_anew(&paths, uncounted_since, done);
+        let (event, missed) = self.come(&paths, uncounted_since, done);
         self.missed += missed;
         let message = event.message.clone();
         self.note(event);
         Ok(Some(message))
+    }
+
+    /// The gap of cgroups that were attached some time after they had become the target's, and how long it is.
+    pub(super) fn come(
+        &self,
+        paths: &str,
+        since: Timestamp,
+        done: Timestamp,
+    ) -> (Event, SignedDuration) {
+        let missed = done.duration_since(since);
+        let how = match self.target.spec.selectors.iter().all(Value::is_of_cgroups) {
+            true => "was made anew",
+            false => "became the target's",
+        };
+        let message = format!(
+            "{paths} {how}, and is counted since {} ms later at most: what it exchanged in between is missing",
+            missed.as_millis()
+        );
+        (gap(since, done, message), missed)
     }
 
     /// The directories of its cgroups, and where it may get one.
@@ -119,17 +139,6 @@ impl Account<'_> {
     }
 }
 
-/// The gap of cgroups that were attached some time after they were made, and how long it is.
-pub(super) fn made_anew(paths: &str, since: Timestamp, done: Timestamp) -> (Event, SignedDuration) {
-    let missed = done.duration_since(since);
-    let message = format!(
-        "{paths} was made anew, and is counted since {} ms later at most: what it exchanged in between \
-         is missing",
-        missed.as_millis()
-    );
-    (gap(since, done, message), missed)
-}
-
 pub(super) fn gap(start: Timestamp, end: Timestamp, message: String) -> Event {
     Event { start: start.min(end), end, kind: EventKind::Gap, message }
 }
@@ -140,7 +149,7 @@ pub(super) fn present(host: &Host, spec: &TargetSpec) -> Result<Vec<Cgroup>> {
     let mut found = Vec::new();
     for value in &spec.selectors {
         let one = TargetSpec { name: spec.name.clone(), selectors: vec![value.clone()] };
-        match target::resolve(host, &one) {
+        match target::find(host, &one) {
             Ok(resolved) => found.extend(resolved.cgroups),
             Err(error) if error.is_absence() => {}
             Err(error) => return Err(error.into()),
