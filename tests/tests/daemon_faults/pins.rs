@@ -1,13 +1,14 @@
 //! Pins that vanish, machines that boot anew, and two agents at once.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
 use traffic_agent::history::{Event, EventKind};
 use traffic_tests::accounted::{Accounted, PAUSE, TARGET};
-use traffic_tests::daemon::{Home, has_pins, pins};
+use traffic_tests::daemon::{Home, has_pins, pins, pins_of};
 use traffic_tests::figures;
 
 const NO_BPF: &str = "is no bpf filesystem";
@@ -35,6 +36,24 @@ fn pins_are_made_again_when_the_bpf_filesystem_was_unmounted() -> Result<()> {
     counted.assert_ends_with(&captured)?;
     assert_eq!(counted.home.times_in_log(NO_BPF), 1, "{}", counted.home.log());
     Ok(())
+}
+
+#[test]
+fn an_upgrade_that_was_killed_while_it_pinned_its_maps_is_followed_by_another() -> Result<()> {
+    let mut counted = Accounted::started()?;
+    let captured = counted.under_paced_load(PAUSE, |home| {
+        thread::sleep(Duration::from_secs(1));
+        home.kill()?;
+        let first = pins_of(home, 1, TARGET)?;
+        let second = first.to_string_lossy().replace("/traffic-agent/v1/", "/traffic-agent/v2/");
+        fs::create_dir_all(Path::new(&second).join("links"))?;
+        fs::hard_link(first.join("CELLS"), Path::new(&second).join("CELLS"))?;
+        home.set("TRAFFIC_AGENT_ABI", 3);
+        home.start_and_wait()?;
+        thread::sleep(Duration::from_secs(1));
+        Ok(())
+    })?;
+    counted.assert_ends_with(&captured)
 }
 
 fn traffic_for(seconds: u64) -> impl FnOnce(&mut Home) -> Result<()> {

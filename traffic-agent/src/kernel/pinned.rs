@@ -130,10 +130,11 @@ impl Counter {
         })?;
         let mut retired = Vec::new();
         for earlier in earlier {
-            if earlier.exist() {
+            if COUNTERS.iter().all(|name| earlier.map(name).exists()) {
                 retired.push(Retired::open(earlier)?);
             } else {
-                // Begun, and killed before it counted; or read to the end, and killed when it was removed.
+                // Begun, and killed before all was pinned, and so before it counted; or read to the end, and killed
+                // when it was removed.
                 earlier.remove()?;
             }
         }
@@ -240,11 +241,15 @@ fn open_array<V: aya::Pod>(path: &Path, name: &'static str) -> Result<Array<MapD
 impl Retired {
     /// Opens the counters of an earlier version. All of them had the layout of today.
     fn open(pins: Pins) -> Result<Self, Error> {
-        let map_error = |source| Error::Map { action: "open", map: CELLS, source };
-        let data = MapData::from_pin(pins.map(CELLS)).map_err(map_error)?;
-        let cells = Cells::new(Map::PerCpuArray(data), CELLS)?;
-        let data = MapData::from_pin(pins.map(ANSWERED)).map_err(map_error)?;
-        let answered = Cells::new(Map::Array(data), ANSWERED)?;
+        let open = |map| {
+            MapData::from_pin(pins.map(map)).map_err(|source| Error::Map {
+                action: "open",
+                map,
+                source,
+            })
+        };
+        let cells = Cells::new(Map::PerCpuArray(open(CELLS)?), CELLS)?;
+        let answered = Cells::new(Map::Array(open(ANSWERED)?), ANSWERED)?;
         // Where it is refused, because the kernel serves its ticks to some CPUs only, time does it alone.
         // SAFETY: takes three numbers.
         unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) };
