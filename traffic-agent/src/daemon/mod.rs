@@ -247,6 +247,7 @@ impl Daemon<'_> {
         }
         if instant >= self.due.audit {
             self.targets.look(now, self.silent_since, None, |_| true);
+            self.targets.try_again(&self.config.targets, self.store.as_mut(), now);
             self.targets.audit();
             self.prune();
             memory::give_back();
