@@ -83,6 +83,12 @@ impl Home {
             .with_context(|| format!("cannot mount a bpf filesystem at {}", bpf.display()))
     }
 
+    /// Hides it behind another file system, until that is unmounted: nothing can be pinned or found meanwhile.
+    pub fn hide_bpf(&self) -> Result<()> {
+        mount(Some("none"), &self.bpffs(), Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount a tmpfs")
+    }
+
     /// Unmounts it, with all pins.
     pub fn unmount_bpf(&self) -> Result<()> {
         Ok(umount2(&self.bpffs(), MntFlags::MNT_DETACH)?)

@@ -26,6 +26,7 @@ use traffic_lab::workload::Workload;
 use traffic_lab::{CountedCgroup, Stack};
 use traffic_tests::exchange::carry;
 use traffic_tests::factory::Factory;
+use traffic_tests::routes::ip;
 use traffic_tests::site::{Site, any};
 
 /// Where the other cgroup's peer listens.
@@ -310,6 +311,26 @@ fn a_thousand_cgroups_that_come_and_go_lose_nothing() -> Result<()> {
     assert!(!found.contains_key("(overflow)"), "{:?}", found.get("(overflow)"));
     // Those that were looked at in their lifetime have their name.
     assert!(found.contains_key("/short-990"), "{:?}", found.keys().take(5).collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn interfaces_of_containers_that_come_and_go_do_not_fill_the_history() -> Result<()> {
+    let site = Site::new(Stack::Plain)?;
+    let mut ledger = ledger(&site, tree_at(&site.cgroup), HostCounter::load()?)?;
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        for change in ["link add near type veth peer name far", "link del near"] {
+            ip(&site.lab.proxy, change)?;
+            let flush = ledger.sample(&[])?;
+            ledger.committed(&flush)?;
+            told.extend(flush.events);
+        }
+    }
+    // Of 40 interfaces: the first two, and if a quarter of an hour ends meanwhile, the others up to then.
+    assert!(told.len() <= 2, "{told:#?}");
+    let first = "2 interfaces are gone, and with them what they counted last: far, near";
+    assert_eq!(told[0].message, first);
     Ok(())
 }
 

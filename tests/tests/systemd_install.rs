@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Result;
 use traffic_lab::{Namespace, Systemd};
-use traffic_tests::systemd::{assert_ended, assert_same, relay_unit, snapshot, start};
+use traffic_tests::systemd::{Snapshot, assert_ended, assert_same, relay_unit, snapshot, start};
 
 const UNIT: &str = "/etc/systemd/system/relay.service";
 const CGROUP: &str = "/system.slice/system-relay_traffic.slice/relay.service";
@@ -159,5 +159,88 @@ fn systemd_install_without_a_restart_is_in_force_at_the_next_one() -> Result<()>
     assert_eq!(systemd.main_pid("relay")?, pid);
     systemd.systemctl(["restart", "relay"])?;
     assert_eq!(systemd.property("relay", "ControlGroup")?, "/system.slice/relay.service");
+    Ok(())
+}
+
+/// Installed, with an agent that runs with this configuration and may write below `/srv`. Returns what `/etc`
+/// was before.
+fn installed_with(systemd: &Systemd, config: &str) -> Result<Snapshot> {
+    systemd.write("/etc/traffic-agent/config.toml", config)?;
+    systemd.write(
+        "/etc/systemd/system/traffic-agent.service.d/srv.conf",
+        "[Service]\nReadWritePaths=/srv\n",
+    )?;
+    let before = snapshot(systemd, "/etc")?;
+    assert_ended(&install(systemd, &["--yes"])?, 0, &["is in it"]);
+    Ok(before)
+}
+
+/// A systemd in which the relay runs and no package has brought the agent.
+fn without_package(namespace: &Namespace) -> Result<Systemd> {
+    with_relay(namespace, "", ("/srv/bpf/.keep", ""))
+}
+
+/// The time zone of a history, and whether its only target was read to the end.
+fn last_word(systemd: &Systemd, state_dir: &str) -> Result<(String, bool)> {
+    let status = ["status", "--json", "--bpffs", "/srv/bpf", "--state-dir", state_dir];
+    let status: serde_json::Value = serde_json::from_str(&systemd.run("traffic-agent", status)?)?;
+    let events = status["targets"][0]["events"].to_string();
+    let zone = status["time_zone"].as_str().unwrap_or_default();
+    Ok((zone.to_owned(), events.contains("counting ended")))
+}
+
+#[test]
+fn systemd_uninstall_keeps_the_history_in_the_configured_time_zone() -> Result<()> {
+    let namespace = Namespace::new("systemd")?;
+    let systemd = without_package(&namespace)?;
+    let before = installed_with(&systemd, "time_zone = \"Asia/Kathmandu\"\n")?;
+    assert_ended(&uninstall(&systemd, &["--yes"])?, 0, &["detached", "The history is kept"]);
+    assert_same(&snapshot(&systemd, "/etc")?, &before);
+    let zone = "Asia/Kathmandu".to_owned();
+    assert_eq!(last_word(&systemd, "/var/lib/traffic-agent")?, (zone, true));
+    Ok(())
+}
+
+#[test]
+fn systemd_uninstall_detaches_and_purges_where_the_configuration_says() -> Result<()> {
+    let namespace = Namespace::new("systemd")?;
+    let systemd = without_package(&namespace)?;
+    systemd.run("mount", ["-t", "bpf", "bpf", "/srv/bpf"])?;
+    let config =
+        "state_dir = \"/srv/count\"\nbpffs = \"/srv/bpf\"\ntime_zone = \"Asia/Kathmandu\"\n";
+    installed_with(&systemd, config)?;
+    let pins = || systemd.run("find", ["/srv/bpf/traffic-agent", "-type", "f"]);
+    assert!(pins()?.contains("CELLS"));
+
+    assert_ended(&uninstall(&systemd, &["--yes"])?, 0, &["detached", "The history is kept"]);
+    assert_eq!(pins().unwrap_or_default(), "");
+    let zone = "Asia/Kathmandu".to_owned();
+    assert_eq!(last_word(&systemd, "/srv/count")?, (zone, true));
+
+    // Somebody else's file is not the agent's to delete.
+    systemd.write("/srv/count/mine", "")?;
+    let purge = ["--purge", "--yes"];
+    assert_ended(&uninstall(&systemd, &purge)?, 0, &["/srv/count", "the directory stays"]);
+    assert_eq!(systemd.run("ls", ["/srv/count"])?, "mine\n");
+    systemd.run("rm", ["/srv/count/mine"])?;
+    assert_ended(&uninstall(&systemd, &purge)?, 0, &["/srv/count is deleted"]);
+    assert!(!systemd.path("/srv/count").exists());
+    Ok(())
+}
+
+#[test]
+fn systemd_uninstall_changes_nothing_while_the_configuration_is_not_understood() -> Result<()> {
+    let namespace = Namespace::new("systemd")?;
+    let systemd = without_package(&namespace)?;
+    installed_with(&systemd, "")?;
+    let installed = systemd.read("/etc/traffic-agent/config.toml")?;
+    // It might be meant to say where the history is.
+    systemd
+        .write("/etc/traffic-agent/config.toml", &format!("statedir = \"/srv\"\n{installed}"))?;
+    let seen = snapshot(&systemd, "/etc")?;
+    let words = ["config.toml:1", "statedir"];
+    assert_ended(&uninstall(&systemd, &["--yes"])?, 2, &words);
+    assert_ended(&uninstall(&systemd, &["--unit", "other", "--purge"])?, 2, &words);
+    assert_same(&snapshot(&systemd, "/etc")?, &seen);
     Ok(())
 }

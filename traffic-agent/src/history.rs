@@ -275,7 +275,7 @@ pub struct Retention {
     pub estimates_minutes_days: Option<u32>,
     /// Their sums by quarter.
     pub estimates_quarters_days: Option<u32>,
-    /// Events. The newest [`EVENTS`](crate::store::EVENTS) are the most that is kept.
+    /// Events. [`EVENTS`](crate::store::EVENTS) are the most that is kept of a target, and of the host.
     pub events_days: Option<u32>,
 }
 

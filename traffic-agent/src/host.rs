@@ -4,6 +4,7 @@
 //! when that is safe. In between nothing is forgotten: a flush that fails is made up for by the next one.
 //! What fails here is no reason to stop counting for the targets.
 
+mod interfaces;
 pub mod ledger;
 mod paths;
 
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use nix::net::if_::if_nameindex;
 use traffic_ebpf::{HostKey, LOOPBACK_IFINDEX};
 
+use self::interfaces::{Departures, Names};
 use self::ledger::{Device, Devices, Owner, Restart, device_gain, gains};
 use self::paths::{OVERFLOW, Paths};
 use crate::history::{Event, EventKind, Quarter};
@@ -107,9 +109,11 @@ pub struct HostLedger {
     /// Whose interfaces are balanced.
     namespace: NetNs,
     paths: Paths,
-    /// Names of interfaces by number, also of those that are gone.
-    names: BTreeMap<u32, String>,
+    names: Names,
     committed: HostAbsolute,
+    departures: Departures,
+    /// What becomes of them when the last sample is committed.
+    sampled_departures: Departures,
     /// What `sample` has to tell beside numbers, until it is committed.
     events: Vec<Event>,
 }
@@ -180,8 +184,17 @@ impl HostLedger {
             events.push(note(now, message));
         }
         counter.attach(cgroups.mount())?;
-        let names = BTreeMap::new();
-        Ok(Self { counter, cgroups, namespace, paths: Paths::default(), names, committed, events })
+        Ok(Self {
+            counter,
+            cgroups,
+            namespace,
+            paths: Paths::default(),
+            names: Names::default(),
+            committed,
+            departures: Departures::default(),
+            sampled_departures: Departures::default(),
+            events,
+        })
     }
 
     /// Whether another network namespace's interface of the same number is told apart.
@@ -198,7 +211,7 @@ impl HostLedger {
         let now = Timestamp::now();
         let turns = self.read_turns()?;
         let (devices, names) = devices(&self.namespace)?;
-        self.names.extend(names);
+        self.names.learn(names);
 
         let gains = gains(&self.committed.turns, &turns);
         self.paths.learn(&self.cgroups, gains.keys())?;
@@ -230,6 +243,7 @@ impl HostLedger {
             events.push(note(now, &message));
         }
         let interfaces = self.interface_gains(&devices, now, &mut events);
+        events.extend(self.departed(&devices, now));
         let absolute = HostAbsolute { turns, devices, ..self.committed.clone() };
         Ok(HostFlush {
             quarter: Quarter::of(now),
@@ -247,6 +261,7 @@ impl HostLedger {
     /// If the counters that are at rest could not be emptied; nothing is lost by it.
     pub fn committed(&mut self, flush: &HostFlush) -> Result<(), Error> {
         self.committed = flush.absolute.clone();
+        self.departures = self.sampled_departures.clone();
         self.events.clear();
         if self.counter.previous()?.is_some_and(|previous| !previous.is_empty()) {
             self.counter.clear_previous()?;
@@ -254,8 +269,10 @@ impl HostLedger {
         // Of the turn before nothing more can come.
         if let Some(last) = self.committed.turns.last().map(|sample| sample.turn) {
             self.committed.turns.retain(|sample| sample.turn == last);
-            let live = self.committed.turns.iter().flat_map(|sample| sample.cells.keys());
-            self.paths.forget_all_but(live.map(|key| key.cgroup));
+            let live = || self.committed.turns.iter().flat_map(|sample| sample.cells.keys());
+            self.paths.forget_all_but(live().map(|key| key.cgroup));
+            let present = self.committed.devices.values().map(|device| device.index);
+            self.names.forget_all_but(present.chain(live().map(|key| key.interface)));
         }
         Ok(())
     }
@@ -288,7 +305,7 @@ impl HostLedger {
         if namespace != 0 && u64::from(namespace) != self.namespace.inode() {
             return OTHER_NAMESPACES.to_owned();
         }
-        self.names.get(&interface).map_or(GONE, String::as_str).to_owned()
+        self.names.of(interface).unwrap_or(GONE).to_owned()
     }
 
     fn interface_gains(
@@ -313,11 +330,15 @@ impl HostLedger {
                 gained.push((name.clone(), gain));
             }
         }
-        for name in self.committed.devices.keys().filter(|name| !devices.contains_key(*name)) {
-            let message = format!("interface {name} is gone, and with it what it counted last");
-            events.push(note(now, &message));
-        }
         gained
+    }
+
+    /// What is to be told of interfaces that are gone, from the last commit on.
+    fn departed(&mut self, devices: &Devices, now: Timestamp) -> Option<Event> {
+        let before = self.committed.devices.keys();
+        let gone = before.filter(|name| !devices.contains_key(*name)).cloned().collect();
+        self.sampled_departures = self.departures.clone();
+        self.sampled_departures.take(now, gone)
     }
 }
 

@@ -10,7 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
+use traffic_agent::history::Quarter;
 use traffic_tests::accounted::{Accounted, PAUSE, said};
+use traffic_tests::clock::Clock;
 use traffic_tests::daemon::{Home, has_pins};
 use traffic_tests::disk::Disk;
 
@@ -79,6 +82,35 @@ fn a_daemon_that_is_killed_and_started_on_a_full_disk_loses_nothing() -> Result<
     counted.assert_ends_with(&captured)
 }
 
+/// From the start of a daemon to the end of a quarter of an hour by its clock.
+const BEFORE_THE_END: SignedDuration = SignedDuration::from_secs(10);
+
+#[test]
+fn the_hosts_quarter_that_cannot_be_written_waits_for_the_regular_flush() -> Result<()> {
+    // A regular flush is 60 s after the one before.
+    let mut counted = Accounted::by(|cgroup| {
+        let target = format!("counted=cgroup:{cgroup}");
+        Home::new(&["--target", &target, "--interval", "1s", "--flush-interval", "1m", "--host"])
+    })?;
+    let home = &mut counted.home;
+    home.mount_state(2 << 20)?;
+    let (clock, manager) = (Clock::of(home)?, Manager::of(home)?);
+    let end = Timestamp::now() + BEFORE_THE_END;
+    clock.set(Quarter::of(end).next().start().as_second() - end.as_second())?;
+    home.start_and_wait()?;
+    home.wait_for_log("counting every cgroup of the host")?;
+    fill(&home.state_dir().join("ballast"))?;
+    ensure!(Timestamp::now() < end, "this machine is too slow for this test");
+    // The end is written once at once.
+    home.wait_for_log(REFUSED)?;
+    let before = manager.statuses();
+    thread::sleep(Duration::from_secs(10));
+    let tried = manager.statuses() - before;
+    assert!(tried <= 1, "a flush was tried {tried} times in 10 s\n{}", home.log());
+    fs::remove_file(home.state_dir().join("ballast"))?;
+    home.stop()
+}
+
 /// Lets a file be changed, or not, whoever has it open.
 fn set_immutable(home: &Home, immutable: bool) -> Result<()> {
     let change = if immutable { "+i" } else { "-i" };
@@ -107,8 +139,8 @@ fn a_disk_that_refuses_to_write_for_a_while_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// What `systemctl status` would show: what the daemon said last of how it is.
-struct Manager(Arc<Mutex<String>>);
+/// What `systemctl status` would show: what the daemon has said of how it is, the latest at the end.
+struct Manager(Arc<Mutex<Vec<String>>>);
 
 impl Manager {
     /// Listens to a daemon from its next start on, to the end of the test: one whom nobody listens to waits.
@@ -116,24 +148,30 @@ impl Manager {
         let path = home.file("notify");
         let socket = UnixDatagram::bind(&path)?;
         home.set("NOTIFY_SOCKET", path.display());
-        let last = Arc::new(Mutex::new(String::new()));
-        let heard = Arc::downgrade(&last);
+        let statuses = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::downgrade(&statuses);
         socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         thread::spawn(move || {
             let mut message = [0; 4096];
-            while let Some(last) = heard.upgrade() {
+            while let Some(statuses) = heard.upgrade() {
                 let Ok(end) = socket.recv(&mut message) else { continue };
                 let message = String::from_utf8_lossy(&message[..end]).into_owned();
                 if message.contains("STATUS=") {
-                    *last.lock().expect("nobody panics with it") = message;
+                    statuses.lock().expect("nobody panics with it").push(message);
                 }
             }
         });
-        Ok(Self(last))
+        Ok(Self(statuses))
+    }
+
+    /// How often the daemon has said it: it does so after each flush, also one that failed.
+    fn statuses(&self) -> usize {
+        self.0.lock().map_or(0, |statuses| statuses.len())
     }
 
     fn wait_for_status(&self, home: &Home, words: &str) -> Result<()> {
-        home.wait_until(words, |_| self.0.lock().is_ok_and(|last| last.contains(words)))
+        let is_said = |statuses: &Vec<String>| statuses.last().is_some_and(|it| it.contains(words));
+        home.wait_until(words, |_| self.0.lock().is_ok_and(|statuses| is_said(&statuses)))
     }
 }
 

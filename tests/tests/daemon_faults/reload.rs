@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
@@ -14,7 +14,7 @@ use traffic_lab::sockets::Transport;
 use traffic_lab::topology::addresses;
 use traffic_lab::udp::{Receive, Send};
 use traffic_lab::{CountedCgroup, Process, Stack};
-use traffic_tests::accounted::{Accounted, TARGET};
+use traffic_tests::accounted::{Accounted, PAUSE, TARGET};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures::{Books, Key};
 use traffic_tests::role;
@@ -163,4 +163,36 @@ fn a_target_that_is_taken_away_loses_its_pins_and_keeps_its_history() -> Result<
     let gaps = |words: &str| events.iter().filter(|it| it.message.contains(words)).count();
     assert_eq!(gaps("counting ended"), 2, "{events:?}");
     home.stop()
+}
+
+/// The daemon audits for the first time 5 s after it was started, and then every 300 s.
+const BEFORE_THE_FIRST_AUDIT: Duration = Duration::from_secs(4);
+
+#[test]
+fn a_target_that_a_reload_could_not_open_is_tried_again() -> Result<()> {
+    let mut counted = Accounted::by(configured)?;
+    let cgroup = counted.site.cgroup.cgroup_path();
+    counted.home.start_and_wait()?;
+    let captured = counted.under_paced_load(PAUSE, |home| {
+        // On a machine that is slow now, once more: it would take 300 s to try again.
+        for port in 1..10 {
+            home.kill()?;
+            let begun = Instant::now();
+            home.start_and_wait()?;
+            home.hide_bpf()?;
+            write(home, &cgroup, "", &format!("ports = [\"tcp/{port}\"]"), "")?;
+            let refused = reload(home, "cannot count target counted");
+            home.unmount_bpf()?;
+            refused?;
+            if begun.elapsed() < BEFORE_THE_FIRST_AUDIT {
+                break;
+            }
+        }
+        home.wait_until("it is opened", |home| {
+            let words = |words| home.log().rfind(words);
+            words("target counted: now cgroup:") > words("cannot count target counted")
+        })?;
+        home.wait_for_flush()
+    })?;
+    counted.assert_ends_with(&captured)
 }

@@ -6,19 +6,26 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::DONE;
 use super::service::{agree, check_host, installed_units, look_around, show, stop_empty_slice};
+use super::{DONE, config};
 use crate::cli::install::{Consent, Uninstall};
-use crate::config::Config;
-use crate::daemon;
+use crate::cli::run::Settings;
+use crate::config::{Config, Invalid};
 use crate::install::files::{self, Written};
 use crate::install::plan::{AGENT, GROUP};
 use crate::install::systemctl::{self, systemctl};
 use crate::install::{Plan, Unit, config_text, plan, unit};
+use crate::{daemon, lock, store};
 
 /// Runs the command; returns the exit status.
 pub fn run(args: &Uninstall) -> Result<i32> {
     check_host()?;
+    // Before anything is written: the file may go with the last unit.
+    let config = effective();
+    let config = || config.as_ref().map_err(Invalid::clone);
+    if args.purge {
+        config()?;
+    }
     let installed = installed_units();
     let names = match &args.unit {
         Some(name) => vec![unit::with_suffix(name)],
@@ -26,7 +33,7 @@ pub fn run(args: &Uninstall) -> Result<i32> {
     };
     if names.is_empty() {
         println!("no unit is installed; nothing changes");
-        return purge_if_asked(args);
+        return if args.purge { purge(args, config()?) } else { Ok(DONE) };
     }
     let mut left = installed;
     for name in names {
@@ -41,8 +48,9 @@ pub fn run(args: &Uninstall) -> Result<i32> {
         // The agent goes with the last of its targets, and not while somebody has given it others.
         let last = left.is_empty() && !counts_after(&plan)?;
         let plan = if last { plan::uninstall(&found, &unit, true)?.unwrap_or(plan) } else { plan };
+        let last = last.then(config).transpose()?;
         show(&plan)?;
-        println!("{}", consequence(&plan, args.consent, last));
+        println!("{}", consequence(&plan, args.consent, last.is_some()));
         if !agree(args.consent, "Go on?")? {
             if args.consent.dry_run {
                 continue;
@@ -51,7 +59,14 @@ pub fn run(args: &Uninstall) -> Result<i32> {
         }
         carry_out(&plan, args.consent, last)?;
     }
-    purge_if_asked(args)
+    if args.purge { purge(args, config()?) } else { Ok(DONE) }
+}
+
+/// What the agent's unit runs with: where the history and the pins are, and in which zone its days end.
+fn effective() -> Result<Config, Invalid> {
+    // To end counting no target needs to be configured.
+    let settings = Settings { host: Some("true".to_owned()), ..Settings::default() };
+    config::load(&settings).map(|loaded| loaded.config)
 }
 
 /// A unit whose file is gone meanwhile is put back all the same.
@@ -97,8 +112,9 @@ fn consequence(plan: &Plan, consent: Consent, last: bool) -> String {
     format!("{restart}{agent}. The history is kept")
 }
 
-fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
-    if last {
+/// `last`: what the agent ran with, if it goes too.
+fn carry_out(plan: &Plan, consent: Consent, last: Option<&Config>) -> Result<()> {
+    if last.is_some() {
         // While its unit is there: it says which links enabled it.
         systemctl(&["disable", "--quiet", AGENT])?;
     }
@@ -112,16 +128,16 @@ fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
     if let Err(error) = moved {
         written.take_back()?;
         systemctl(&["daemon-reload"])?;
-        if last {
+        if last.is_some() {
             systemctl(&["enable", "--quiet", AGENT])?;
         }
         return Err(error.context("what was removed is put back"));
     }
     written.keep();
-    if last {
+    if let Some(config) = last {
         systemctl(&["stop", AGENT])?;
         // Its last word comes from the counters themselves.
-        daemon::detach(&Config::default())?;
+        daemon::detach(config)?;
         systemctl(&["daemon-reload"])?;
     } else {
         systemctl(&["try-reload-or-restart", AGENT])?;
@@ -135,11 +151,8 @@ fn carry_out(plan: &Plan, consent: Consent, last: bool) -> Result<()> {
 }
 
 /// Deletes the history, its group, and whatever else was kept.
-fn purge_if_asked(args: &Uninstall) -> Result<i32> {
-    if !args.purge {
-        return Ok(DONE);
-    }
-    let state_dir = Config::default().state_dir;
+fn purge(args: &Uninstall, config: &Config) -> Result<i32> {
+    let state_dir = &config.state_dir;
     if args.consent.dry_run {
         println!("{} would be deleted", state_dir.display());
         return Ok(DONE);
@@ -154,15 +167,30 @@ fn purge_if_asked(args: &Uninstall) -> Result<i32> {
     if !agree(args.consent, &format!("Delete {}, with all history?", state_dir.display()))? {
         return Ok(DONE);
     }
-    match fs::remove_dir_all(&state_dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(source).with_context(|| format!("cannot delete {}", state_dir.display()));
-        }
-        _ => println!("{} is deleted", state_dir.display()),
+    let deleted = delete(state_dir);
+    match deleted.with_context(|| format!("cannot delete {}", state_dir.display()))? {
+        true => println!("{} is deleted", state_dir.display()),
+        false => println!("the history in {} is deleted; the directory stays", state_dir.display()),
     }
     let packaged = !systemctl::property(AGENT, "FragmentPath")?.is_empty();
     if !packaged && nix::unistd::Group::from_name(GROUP)?.is_some() {
         systemctl::run("groupdel", &[GROUP])?;
     }
     Ok(DONE)
+}
+
+/// Deletes a state directory; false if it stays. The default one is the agent's alone; one that was configured
+/// may hold what is not the agent's.
+fn delete(state_dir: &Path) -> io::Result<bool> {
+    if state_dir == Config::default().state_dir {
+        return fs::remove_dir_all(state_dir).or_else(absent).map(|()| true);
+    }
+    store::remove(state_dir)?;
+    fs::remove_file(state_dir.join(lock::FILE)).or_else(absent)?;
+    // Not empty, or a mount point.
+    Ok(fs::remove_dir(state_dir).or_else(absent).is_ok())
+}
+
+fn absent(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

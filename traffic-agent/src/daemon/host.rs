@@ -27,7 +27,10 @@ pub struct Host {
     root: PinRoot,
     boot_id: String,
     ledger: Option<HostLedger>,
+    /// When the last sample that is in the history was taken.
     last: Now,
+    /// The quarter of the last sample, in the history or not.
+    tried: Quarter,
     retry: Instant,
     complaint: Option<String>,
 }
@@ -35,8 +38,8 @@ pub struct Host {
 impl Host {
     /// Nothing is counted before the history is open.
     pub fn new(wanted: bool, root: PinRoot, boot_id: String, now: Now) -> Self {
-        let retry = Instant::now();
-        Self { wanted, root, boot_id, ledger: None, last: now, retry, complaint: None }
+        let (tried, retry) = (Quarter::of(now.wall), Instant::now());
+        Self { wanted, root, boot_id, ledger: None, last: now, tried, retry, complaint: None }
     }
 
     /// Takes a new configuration. What is not wanted any more ends when its last bytes are in the history.
@@ -51,9 +54,10 @@ impl Host {
         self.retry = Instant::now();
     }
 
-    /// The quarter is over: what comes from here on is of the next one.
+    /// The quarter is over: what comes from here on is of the next one. Once only: what could not be read or
+    /// written then waits for the regular flush, and not for every look at the clock.
     pub fn is_due(&self, now: Now) -> bool {
-        self.ledger.is_some() && Quarter::of(self.last.wall) != Quarter::of(now.wall)
+        self.ledger.is_some() && self.tried != Quarter::of(now.wall)
     }
 
     /// Reads what is new, for a flush; `None` if there is nothing to flush, or if it does not work.
@@ -64,6 +68,7 @@ impl Host {
         targets: &[HostTarget],
         now: Now,
     ) -> Option<HostFlush> {
+        self.tried = Quarter::of(now.wall);
         if self.ledger.is_none() && Instant::now() >= self.retry {
             self.retry = Instant::now() + RETRY;
             match self.begin(store, machine) {

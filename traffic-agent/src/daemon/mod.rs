@@ -280,6 +280,7 @@ impl Daemon<'_> {
                 self.watch.whole();
             }
             self.targets.look(now, self.silent_since, None, |_| true);
+            self.targets.try_again(&self.config.targets, self.store.as_mut(), now);
             self.targets.audit();
             self.prune();
             memory::give_back();

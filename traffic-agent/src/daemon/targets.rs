@@ -1,5 +1,6 @@
 //! All targets of the daemon: what is done to each of them, and what one of them must not do to the others.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -26,6 +27,8 @@ pub struct Targets<'h> {
     root: PinRoot,
     boot_id: String,
     accounts: Vec<Entry<'h>>,
+    /// What stands in the way of targets that were to change and could not, by name.
+    refused: BTreeMap<String, String>,
 }
 
 /// A target and what was complained about it last.
@@ -95,7 +98,8 @@ impl<'h> Targets<'h> {
         wanted: &[Target],
         now: Now,
     ) -> Result<Self> {
-        let mut targets = Self { host, root, boot_id, accounts: Vec::new() };
+        let (accounts, refused) = (Vec::new(), BTreeMap::new());
+        let mut targets = Self { host, root, boot_id, accounts, refused };
         for target in wanted {
             targets.add(target.clone(), now)?;
         }
@@ -297,39 +301,70 @@ impl<'h> Targets<'h> {
     }
 
     /// Makes these the targets: those that stay as they are are not touched, others are opened anew upon
-    /// the same counters, and those that are wanted no more are read to the end and detached.
+    /// the same counters, and those that are wanted no more are read to the end and detached. What cannot be
+    /// done is left to [`Targets::try_again`].
     pub fn change(&mut self, wanted: &[Target], mut store: Option<&mut Store>, now: Now) {
+        self.refused.retain(|name, _| wanted.iter().any(|target| target.spec.name == *name));
         for target in wanted {
             let name = &target.spec.name;
-            let same = self.accounts.iter().any(|it| it.account.target() == target);
-            if same {
+            let Err(error) = self.take_over(target, store.as_deref_mut(), now) else {
+                self.refused.remove(name);
                 continue;
-            }
-            // What it has read is flushed before, with the others.
-            let known = self.accounts.iter().position(|it| it.account.target().spec.name == *name);
-            if let Some(store) = store.as_deref_mut()
-                && let Err(error) = self.flush(store, &mut None)
-            {
-                error!("target {name} stays as it was: {error:#}");
-                continue;
-            }
-            if let Some(index) = known {
-                self.accounts.remove(index);
-            }
-            match self.add(target.clone(), now) {
-                Ok(()) => info!("target {name}: now {}", target.spec.selector()),
-                Err(error) => error!("target {name}: {error:#}"),
-            }
-            if let (Some(store), Some(added)) = (store.as_deref(), self.accounts.last_mut())
-                && added.account.book().is_none()
-                && let Err(error) = added.account.open_book(store, now)
-            {
-                error!("target {name}: {error:#}");
+            };
+            let text = format!("{error:#}");
+            if self.refused.get(name) != Some(&text) {
+                error!("target {name} is tried again with the next audit: {text}");
+                self.refused.insert(name.clone(), text);
             }
         }
         if let Some(store) = store {
             self.end_all_but(wanted, store);
         }
+    }
+
+    fn take_over(
+        &mut self,
+        target: &Target,
+        mut store: Option<&mut Store>,
+        now: Now,
+    ) -> Result<()> {
+        let name = &target.spec.name;
+        let known = self.accounts.iter().position(|it| it.account.target().spec.name == *name);
+        let same = known.filter(|&index| self.accounts[index].account.target() == target);
+        let index = match same {
+            Some(index) => index,
+            None => {
+                // What it has read is flushed before, with the others.
+                if let Some(store) = store.as_deref_mut() {
+                    self.flush(store, &mut None).context("it stays as it was")?;
+                }
+                if let Some(index) = known {
+                    self.accounts.remove(index);
+                }
+                self.add(target.clone(), now)?;
+                info!("target {name}: now {}", target.spec.selector());
+                self.accounts.len() - 1
+            }
+        };
+        let account = &mut self.accounts[index].account;
+        match store {
+            Some(store) if account.book().is_none() => account.open_book(store, now),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries again what [`Targets::change`] could not do: what stood in the way may have been over at once, and
+    /// as long as a target is not open, what its counters have is in no history.
+    pub fn try_again(&mut self, wanted: &[Target], store: Option<&mut Store>, now: Now) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let before = self.refused.clone();
+        self.change(wanted, store, now);
+        // Nobody has watched for them: what they know stands in the history.
+        self.look(now, Timestamp::MIN, None, |entry| {
+            before.contains_key(&entry.account.target().spec.name)
+        });
     }
 
     /// Whether something is counted on that is not wanted any more, because the history has not taken the last
@@ -389,6 +424,7 @@ impl<'h> Targets<'h> {
             root: self.root.clone(),
             boot_id: self.boot_id.clone(),
             accounts: vec![Entry { account, complaint: None }],
+            refused: BTreeMap::new(),
         };
         last.flush(store, &mut None)?;
         let cgroups = last.of_host();
@@ -404,7 +440,8 @@ impl<'h> Targets<'h> {
             let absent = if entry.is_absent() { ", not there" } else { "" };
             format!("{name} {bytes}{absent}")
         };
-        let all: Vec<String> = self.accounts.iter().map(billed).collect();
-        format!("counting since start: {}", all.join("; "))
+        let refused = |(name, why): (&String, &String)| format!("{name} is tried again: {why}");
+        let all = self.accounts.iter().map(billed).chain(self.refused.iter().map(refused));
+        format!("counting since start: {}", all.collect::<Vec<_>>().join("; "))
     }
 }

@@ -95,6 +95,19 @@ pub(super) fn find(directory: &Path) -> Result<PathBuf, Error> {
     Ok(database)
 }
 
+/// Deletes the history of a state directory, if there is one.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    let database = directory.join(DATABASE);
+    // The database last: without it what is beside it says nothing.
+    for path in beside(&database).chain([database.clone()]) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Which files a database and those beside it are, by device and inode; `None` for one that is not there.
 pub(super) type Identity = [Option<(u64, u64)>; 3];
 

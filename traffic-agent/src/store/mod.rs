@@ -45,7 +45,7 @@ mod write;
 mod tests;
 
 pub use error::Error;
-pub use files::DATABASE;
+pub use files::{DATABASE, remove};
 pub use host::{DAYS as HOST_DAYS, MOST_CGROUPS, OTHERS};
 pub use prune::EVENTS;
 pub use read::{Reader, TargetEntry};

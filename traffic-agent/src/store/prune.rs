@@ -7,7 +7,7 @@ use super::host;
 use super::readings;
 use crate::history::{Quarter, Retention};
 
-/// The most events that are kept: some 10 MB.
+/// The most events that are kept of one target, or of the host: some 10 MB.
 pub const EVENTS: i64 = 100_000;
 
 /// Days whose quarters one transaction forgets.
@@ -105,12 +105,33 @@ fn forget_days(connection: &mut Connection, kept: u32) -> rusqlite::Result<()> {
 fn forget_events(connection: &Connection, kept: Option<u32>) -> rusqlite::Result<()> {
     let beyond = kept.map(|kept| last_beyond(connection, kept)).transpose()?.flatten();
     let before = beyond.map_or(i64::MIN, |day| Quarter(day.after).start().as_millisecond());
-    connection
-        .execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?1", [EVENTS])?;
+    limit_events(connection)?;
     // Where none is to be kept, the newest one is.
     let first_kept = "SELECT min(id) FROM event
         WHERE \"end\" >= ?1 OR id = (SELECT max(id) FROM event)";
     connection.execute(&format!("DELETE FROM event WHERE id < ({first_kept})"), [before]).map(drop)
+}
+
+/// Forgets what one target, or the host, has too many of: notes first, gaps last, of either the oldest. Nobody's
+/// events make room for another's, and no note outlives a gap: a day would be complete without it.
+fn limit_events(connection: &Connection) -> rusqlite::Result<()> {
+    // Mostly this is the end of it, without looking at them.
+    let ids = "SELECT coalesce(max(id) - min(id), 0) FROM event";
+    if connection.query_row(ids, (), |row| row.get::<_, i64>(0))? < EVENTS {
+        return Ok(());
+    }
+    let owners: Vec<(i64, i64)> = connection
+        .prepare("SELECT target, count(*) FROM event GROUP BY target")?
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (target, count) in owners.into_iter().filter(|&(_, count)| count > EVENTS) {
+        connection.execute(
+            "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE target = ?1
+                ORDER BY kind = 'gap', kind <> 'note', \"start\" LIMIT ?2)",
+            (target, count - EVENTS),
+        )?;
+    }
+    Ok(())
 }
 
 fn forget_readings(connection: &Connection, retention: &Retention) -> rusqlite::Result<()> {

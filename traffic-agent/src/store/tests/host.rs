@@ -196,3 +196,67 @@ fn old_quarters_of_the_host_are_forgotten() {
     let left: Vec<&str> = sums.keys().map(|(cgroup, _)| cgroup.as_str()).collect();
     assert_eq!(left, ["/3", "/4"]);
 }
+
+/// As many as are kept, and so many more.
+const TOO_MANY: usize = crate::store::EVENTS as usize + 3000;
+
+fn event(kind: EventKind, second: usize) -> Event {
+    let start = Timestamp::from_second(1_700_000_000 + second as i64).unwrap();
+    Event { start, end: start, kind, message: second.to_string() }
+}
+
+const FOREVER: Retention = Retention {
+    quarters_days: None,
+    days_days: None,
+    events_days: None,
+    estimates_minutes_days: None,
+    estimates_quarters_days: None,
+};
+
+#[test]
+fn no_gap_of_a_target_makes_room_for_what_is_noted_of_others() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    let now = quarter("2026-11-24T17:15:00Z");
+    let gap = event(EventKind::Gap, 0);
+    let of_target = TargetFlush { events: vec![gap.clone()], ..empty("xray", now) };
+    store.flush(&one(of_target)).unwrap();
+    let notes = |range: Range<usize>| range.map(|second| event(EventKind::Note, second)).collect();
+    let host = HostFlush { events: notes(1..TOO_MANY + 1), ..host_flush(now, Vec::new()) };
+    store.flush(&host_only(host)).unwrap();
+    let other = TargetFlush { events: notes(0..10), ..empty("other", now) };
+    store.flush(&one(other)).unwrap();
+    assert!(store.prune(&FOREVER).unwrap());
+
+    let reader = Reader::open(directory.path()).unwrap();
+    let all = Timestamp::MIN..Timestamp::MAX;
+    assert_eq!(reader.events("xray", all.clone()).unwrap(), [gap]);
+    assert_eq!(reader.events("other", all.clone()).unwrap(), notes(0..10));
+    // The newest of the host's.
+    let kept = reader.host_events(all).unwrap();
+    assert_eq!((kept.len(), &kept[0]), (TOO_MANY - 3000, &event(EventKind::Note, 3001)));
+}
+
+#[test]
+fn of_too_many_events_notes_go_first_and_gaps_last() {
+    let directory = directory();
+    let mut store = open(directory.path());
+    let now = quarter("2026-11-24T17:15:00Z");
+    // Gaps alone, but for the second; the newest 2000 are notes.
+    const GAPS_END: usize = TOO_MANY - 2000;
+    let kind = |second| match second {
+        1 => EventKind::Late,
+        0..GAPS_END => EventKind::Gap,
+        _ => EventKind::Note,
+    };
+    let events: Vec<Event> = (0..TOO_MANY).map(|second| event(kind(second), second)).collect();
+    store.flush(&one(TargetFlush { events, ..empty("xray", now) })).unwrap();
+    assert!(store.prune(&FOREVER).unwrap());
+    let reader = Reader::open(directory.path()).unwrap();
+    let kept = reader.events("xray", Timestamp::MIN..Timestamp::MAX).unwrap();
+    // 3000 are too many: 2000 notes, what was late, and 999 gaps.
+    assert_eq!(kept.len(), crate::store::EVENTS as usize);
+    // The gaps 0 and 2 to 999 are the oldest 999.
+    assert_eq!(kept[0], event(EventKind::Gap, 1000));
+    assert_eq!(kept[kept.len() - 1], event(EventKind::Gap, GAPS_END - 1));
+}
