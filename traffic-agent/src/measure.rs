@@ -86,6 +86,8 @@ pub struct Measurement<'h> {
     departed: Departed,
     /// What the interfaces were called that had slots when names were asked for last.
     known_interfaces: Vec<KnownInterface>,
+    /// Client ports that nobody used at the last look.
+    unused: Vec<ListeningPort>,
     /// The cgroups that the counter counts, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
     /// Where its hooks hang that select, by their ids, likewise.
@@ -168,6 +170,7 @@ impl<'h> Measurement<'h> {
             anchors: BTreeMap::new(),
             held: BTreeSet::new(),
             unsure_since: None,
+            unused: Vec::new(),
             outlives: false,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
@@ -286,6 +289,7 @@ impl<'h> Measurement<'h> {
             // without end.
             self.processes.retain(|(pid, _)| pids.contains(pid));
         }
+        let is_empty = pids.is_empty();
         self.look_at_networks(pids)?;
 
         let mut current = self.host.cgroups.subtree_ids(&self.plan.cgroups);
@@ -304,7 +308,7 @@ impl<'h> Measurement<'h> {
             }
             self.has_transparent |= socket.transparent && *waits && !self.plan.ports.excludes(port);
         }
-        let unused: Vec<ListeningPort> = self
+        let mut unused: Vec<ListeningPort> = self
             .counter
             .slots()
             .client_ports()
@@ -312,6 +316,12 @@ impl<'h> Measurement<'h> {
             .filter(|port| !self.plan.ports.adds(*port))
             .filter(|port| !sockets.iter().any(|(socket, _)| network::uses_port(socket, *port)))
             .collect();
+        if self.outlives {
+            // While a proxy is restarted nobody listens, and what comes meanwhile is still its own.
+            let now = if is_empty { Vec::new() } else { unused.clone() };
+            let before = std::mem::replace(&mut self.unused, now);
+            unused.retain(|port| !is_empty && before.contains(port));
+        }
         // What cannot be seen is not unused.
         if unused.is_empty() || self.networks.is_closed() { Ok(()) } else { self.release(unused) }
     }
@@ -320,12 +330,13 @@ impl<'h> Measurement<'h> {
     fn look_at_networks(&mut self, pids: BTreeSet<i32>) -> Result<()> {
         let is_empty = pids.is_empty();
         let inodes = self.networks.note_processes(&self.host.proc, pids);
-        // Without a process those of the last ones are the best guess.
-        if self.outlives && !inodes.is_empty() {
-            self.networks.keep_only(&inodes);
-        }
         if !is_empty && self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
             self.unsure_since = None;
+        }
+        // Without a process those of the last ones are the best guess; and a process that was just made may still
+        // be in the one of whoever makes it.
+        if self.outlives && !inodes.is_empty() && self.unsure_since.is_none() {
+            self.networks.keep_only(&inodes);
         }
         self.networks.learn_interfaces()?;
         if self.outlives {

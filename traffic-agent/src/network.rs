@@ -31,6 +31,8 @@ pub struct Networks {
     closed: BTreeSet<u64>,
     /// SYN-ACKs with cookies that each namespace had sent when it was first seen.
     cookies: BTreeMap<u64, u64>,
+    /// The agent's own namespace, where there are several.
+    own: Option<u64>,
 }
 
 impl Networks {
@@ -58,6 +60,9 @@ impl Networks {
                     Err(_) => _ = refused.insert(netns.inode()),
                 }
             }
+        }
+        if self.seen.len() > 1 && self.own.is_none() {
+            self.own = NetNs::current().ok().map(|own| own.inode());
         }
         if !inodes.is_empty() {
             self.closed = inodes.iter().copied().filter(|&inode| !self.has_seen(inode)).collect();
@@ -136,16 +141,17 @@ impl Networks {
         self.kept.retain(|number, _| but.contains(number));
     }
 
-    /// The name of an interface number, as far as it was learnt: in a namespace of the target's processes, or
-    /// where they were before, or as it was kept. If no process was seen, what has the number in the agent's own
-    /// namespace is taken for it.
+    /// The name of an interface number, as far as it was learnt: in a namespace of the target's processes (the
+    /// agent's own last: a process begins in the one of whoever makes it), or where they were before, or as it was
+    /// kept. If no process was seen, what has the number in the agent's own namespace is taken for it.
     pub fn interface(&self, index: u32) -> Option<&str> {
         let learnt = |is_meant: &dyn Fn(u64) -> bool| {
             let mut known = self.interfaces.iter();
             let found = known.find(|((inode, number), _)| *number == index && is_meant(*inode));
             found.map(|(_, name)| name)
         };
-        learnt(&|inode| self.has_seen(inode))
+        learnt(&|inode| self.has_seen(inode) && self.own != Some(inode))
+            .or_else(|| learnt(&|inode| self.has_seen(inode)))
             .or_else(|| self.left.get(&index))
             .or_else(|| self.kept.get(&index))
             .or_else(|| learnt(&|_| self.seen.is_empty()))

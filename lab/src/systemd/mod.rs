@@ -215,6 +215,8 @@ impl Systemd {
 
     /// What a unit has written, and systemd about it.
     pub fn journal(&self, unit: &str) -> Result<String> {
+        // What was written before now; journald takes its time.
+        self.run("journalctl", ["--sync"])?;
         self.run("journalctl", ["--no-pager", "--output=short-precise", "--unit", unit])
     }
 }

@@ -24,8 +24,8 @@ const UNITS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 /// Settings for which it attaches.
 const SETTINGS: [&str; 3] = ["IPAccounting", "IPAddressAllow", "IPAddressDeny"];
 
-/// It answers in milliseconds, unless it is not well.
-const TIME_LIMIT: Duration = Duration::from_secs(2);
+/// It answers in milliseconds, unless it is not well or the machine is very busy.
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// That systemd attaches exclusively to a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,12 +66,19 @@ pub fn claim(path: &str, dir: &Path) -> Option<Claim> {
 
 /// systemd's version, if it is one that would hold this cgroup exclusively, had the unit the settings for it.
 pub fn version_that_claims(path: &str, dir: &Path) -> Option<u32> {
-    static VERSION: OnceLock<Option<u32>> = OnceLock::new();
+    static VERSION: OnceLock<u32> = OnceLock::new();
     if !is_unshared_unit(path) || is_delegated(dir) {
         return None;
     }
-    let version = VERSION.get_or_init(|| parse_version(&systemctl(&["--version"])?));
-    version.filter(|version| *version < FIRST_SHARING)
+    let version = match VERSION.get() {
+        Some(version) => *version,
+        // Where it does not answer, it is asked again the next time.
+        None => {
+            let version = parse_version(&systemctl(&["--version"])?)?;
+            *VERSION.get_or_init(|| version)
+        }
+    };
+    (version < FIRST_SHARING).then_some(version)
 }
 
 /// The unit of a cgroup, by its path. systemd puts `_` in front of names that are a controller's too.

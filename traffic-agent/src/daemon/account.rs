@@ -310,8 +310,8 @@ impl<'h> Account<'h> {
                 end: now.wall,
                 kind: EventKind::Late,
                 message: format!(
-                    "{bytes} billed bytes were counted while the agent did not run, and are kept in the \
-                     quarter of an hour in which it read them"
+                    "{bytes} billed bytes were counted while the agent did not run, or could not read them in time, \
+                     and are kept in the quarter of an hour in which it read them"
                 ),
             });
         }

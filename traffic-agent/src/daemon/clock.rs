@@ -10,6 +10,8 @@ use crate::history::{Event, EventKind};
 /// The wall clock may be slewed by this much between two looks before it counts as set: adjtime(3) and NTP
 /// correct by less than 500 ppm, which is 30 ms a minute.
 const SLEWED: Duration = Duration::from_millis(500);
+/// Two clocks that were read within this time were read at once.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// An instant by both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +25,19 @@ pub struct Now {
 impl Now {
     /// Looks at the clocks.
     pub fn read() -> Self {
-        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
         // A clock that every kernel has.
-        Self { wall: Timestamp::now(), boot: boot.unwrap_or_default() }
+        let boot = || clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+        let mut before = boot();
+        loop {
+            let wall = Timestamp::now();
+            let after = boot();
+            // Else this thread, or the whole machine, stood still in between, and it would look as if the clock
+            // had been set.
+            if after.saturating_sub(before) <= AT_ONCE {
+                return Self { wall, boot: before };
+            }
+            before = after;
+        }
     }
 
     /// Where the wall clock would have stood then if it had always been right: `earlier` by the time that

@@ -88,7 +88,7 @@ impl Counter {
             take_over_maps(earlier, &pins, SHARED)?;
         }
         check_layouts(&pins)?;
-        let generation = next_generation(&pins)?;
+        let generation = next_generation(&pins, &earlier)?;
         let counter = with_locked_memory(|| {
             let (mut ebpf, mut layout) = Self::load_programs(options, generation, Some(&pins))?;
             if layout.is_ok()
@@ -217,14 +217,18 @@ fn check_layouts(pins: &Pins) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns a number that no generation on the tracepoints has that is in force, or may come into force.
-fn next_generation(pins: &Pins) -> Result<u32, Error> {
+/// Returns a number that no generation on the tracepoints has that is in force, or may come into force: also none
+/// of a version before, which was killed before it came into force.
+fn next_generation(pins: &Pins, earlier: &[Pins]) -> Result<u32, Error> {
     let path = pins.map(generation::MAP);
     if !path.exists() {
         return Ok(0);
     }
     let map = open_array(&path, generation::MAP)?;
-    let hanging = pins.link_names()?;
+    let mut hanging = pins.link_names()?;
+    for earlier in earlier {
+        hanging.extend(earlier.link_names()?);
+    }
     let hanging = hanging
         .iter()
         .filter_map(|name| name.strip_prefix('t')?.split_once('_')?.0.parse::<u32>().ok());
