@@ -19,6 +19,8 @@ mod retransmission;
 mod selected;
 #[cfg(target_arch = "bpf")]
 mod structures;
+#[cfg(target_arch = "bpf")]
+mod whose;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
