@@ -1,32 +1,25 @@
 //! One target, measured from one instant to another: what `compare`, `exec` and `demo` share.
 
 pub mod finding;
+mod follow;
 mod hang;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use traffic_ebpf::{INTERFACE_SLOT_LOOPBACK, LOOPBACK_IFINDEX, PORT_SLOTS, PacketRecord};
 
 use crate::history::KnownInterface;
 use crate::kernel::pins::PinRoot;
-use crate::kernel::{Absence, Counter, Departed, Options, Owner, Retired, Sample};
+use crate::kernel::{Counter, Departed, Options, Owner, Retired, Sample};
 use crate::ledger::Names;
 use crate::method::ListeningPort;
-use crate::network::{self, BoundLooks, Networks};
-use crate::report::{Finding, Protocol, Scope, Severity};
+use crate::network::{self, Networks};
+use crate::report::{Finding, Scope, Severity};
 use crate::target::sockets::Which;
 use crate::target::{self, Cgroup, Host, Listening, PortFilter, Survey, TargetSpec, Value};
-
-/// So long after its cgroup was made a container's first process is in the namespace that it stays in: it
-/// begins in the one of whoever starts it.
-const SETTLED: Duration = Duration::from_secs(2);
-
-/// More cgroups below a target than these are not remembered when they are gone: over months, a target that makes
-/// them all the time would grow without end.
-const MOST_OWNED: usize = 1024;
 
 /// What to measure, and how to divide it.
 #[derive(Clone, Debug)]
@@ -86,8 +79,8 @@ pub struct Measurement<'h> {
     departed: Departed,
     /// What the interfaces were called that had slots when names were asked for last.
     known_interfaces: Vec<KnownInterface>,
-    /// Client ports that nobody used at the last look.
-    unused: Vec<ListeningPort>,
+    /// Client ports that nobody uses, and since when no look has found anybody.
+    unused: BTreeMap<ListeningPort, Instant>,
     /// The cgroups that the counter counts, by their ids, as far as it is known where they are or were.
     hung: BTreeMap<u64, Cgroup>,
     /// Where its hooks hang that select, by their ids, likewise.
@@ -156,7 +149,7 @@ impl<'h> Measurement<'h> {
         let pids = host.cgroups.pids(&plan.cgroups)?;
         let is_empty = pids.is_empty();
         networks.note_processes(&host.proc, pids);
-        tell_namespaces(&mut counter, &networks, is_empty)?;
+        follow::tell_namespaces(&mut counter, &networks, is_empty)?;
         let measurement = Self {
             host,
             plan,
@@ -170,7 +163,7 @@ impl<'h> Measurement<'h> {
             anchors: BTreeMap::new(),
             held: BTreeSet::new(),
             unsure_since: None,
-            unused: Vec::new(),
+            unused: BTreeMap::new(),
             outlives: false,
             processes: BTreeSet::new(),
             owned: BTreeSet::new(),
@@ -242,18 +235,6 @@ impl<'h> Measurement<'h> {
         self.plan.cgroups = self.hung.values().cloned().collect();
     }
 
-    /// Looks whether names of interfaces are a guess that may become better: no process was seen yet. Where
-    /// there is one whose namespace may not be seen, waiting does not help.
-    pub fn is_guess(&mut self) -> Result<bool> {
-        if !self.networks.is_guess() {
-            return Ok(false);
-        }
-        let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-        let is_empty = pids.is_empty();
-        self.look_at_networks(pids)?;
-        Ok(is_empty && self.networks.is_guess())
-    }
-
     /// Whether there is a cgroup whose processes are still to come.
     pub fn is_unsure(&self) -> bool {
         self.unsure_since.is_some()
@@ -267,137 +248,6 @@ impl<'h> Measurement<'h> {
     /// What was asked for.
     pub fn plan(&self) -> &Plan {
         &self.plan
-    }
-
-    /// Follows the target: its processes, its interfaces, its listening ports. To be called about
-    /// once a second. The program finds new TCP listeners and UDP binds by itself; this finds what
-    /// listened before, and takes ports away that nobody uses any more.
-    pub fn follow(&mut self) -> Result<()> {
-        self.follow_with(&mut BoundLooks::default())
-    }
-
-    /// The same for one target of several. `looks`: where those before it have looked just now.
-    pub fn follow_with(&mut self, looks: &mut BoundLooks) -> Result<()> {
-        let pids = self.host.cgroups.pids(&self.plan.cgroups)?;
-        for &pid in &pids {
-            if let Some(process) = target::processes::read(&self.host.proc, pid) {
-                self.processes.insert((pid, process.name));
-            }
-        }
-        if self.outlives {
-            // Only a report of a whole measurement asks for those that ended; over months they would grow
-            // without end.
-            self.processes.retain(|(pid, _)| pids.contains(pid));
-        }
-        let is_empty = pids.is_empty();
-        self.look_at_networks(pids)?;
-
-        let mut current = self.host.cgroups.subtree_ids(&self.plan.cgroups);
-        self.owned.extend(&current);
-        let sockets = self.networks.bound(looks, &self.owned)?;
-        if self.owned.len() > MOST_OWNED {
-            // Of those that are gone, only what still listens is looked for.
-            current.extend(sockets.iter().filter_map(|(socket, _)| socket.cgroup_id));
-            self.owned.retain(|id| current.contains(id));
-        }
-        self.has_transparent = false;
-        for (socket, waits) in &sockets {
-            let port = ListeningPort { protocol: socket.protocol, port: socket.local.port() };
-            if network::listens(socket) {
-                self.counter.slots().claim_port(port)?;
-            }
-            self.has_transparent |= socket.transparent && *waits && !self.plan.ports.excludes(port);
-        }
-        let mut unused: Vec<ListeningPort> = self
-            .counter
-            .slots()
-            .client_ports()
-            .into_iter()
-            .filter(|port| !self.plan.ports.adds(*port))
-            .filter(|port| !sockets.iter().any(|(socket, _)| network::uses_port(socket, *port)))
-            .collect();
-        if self.outlives {
-            // While a proxy is restarted nobody listens, and what comes meanwhile is still its own.
-            let now = if is_empty { Vec::new() } else { unused.clone() };
-            let before = std::mem::replace(&mut self.unused, now);
-            unused.retain(|port| !is_empty && before.contains(port));
-        }
-        // What cannot be seen is not unused.
-        if unused.is_empty() || self.networks.is_closed() { Ok(()) } else { self.release(unused) }
-    }
-
-    /// Notes in which namespaces these processes are, and what their interfaces are called.
-    fn look_at_networks(&mut self, pids: BTreeSet<i32>) -> Result<()> {
-        let is_empty = pids.is_empty();
-        let inodes = self.networks.note_processes(&self.host.proc, pids);
-        if !is_empty && self.unsure_since.is_some_and(|since| since.elapsed() >= SETTLED) {
-            self.unsure_since = None;
-        }
-        // Without a process those of the last ones are the best guess; and a process that was just made may still
-        // be in the one of whoever makes it.
-        if self.outlives && !inodes.is_empty() && self.unsure_since.is_none() {
-            self.networks.keep_only(&inodes);
-        }
-        self.networks.learn_interfaces()?;
-        if self.outlives {
-            self.look_for_departed()?;
-        }
-        tell_namespaces(&mut self.counter, &self.networks, is_empty)
-    }
-
-    /// Looks which interfaces are gone, so that their slots can be given again.
-    fn look_for_departed(&mut self) -> Result<()> {
-        let slots = self.counter.slots();
-        // Not before it is sure where the processes are.
-        if self.unsure_since.is_none() {
-            self.departed.look(slots, |number| self.networks.is_present(number))?;
-        }
-        let with_slot = slots.interfaces()?.into_iter().map(|(_, number)| number).collect();
-        self.networks.forget_gone(&with_slot);
-        Ok(())
-    }
-
-    /// The interfaces that are gone, and of which a sample that was taken then has everything.
-    pub fn departed_before(&self, taken_at: Instant) -> Vec<Absence> {
-        self.departed.at_rest(taken_at)
-    }
-
-    /// Gives the slots of interfaces again that are gone: such a sample is in the history.
-    pub fn give_slots_again(&mut self, absences: &[Absence]) -> Result<()> {
-        Ok(self.departed.give_again(self.counter.slots(), absences)?)
-    }
-
-    /// Takes ports on which nobody listens any more out of the client leg, unless their connections
-    /// are still going on.
-    fn release(&mut self, mut unused: Vec<ListeningPort>) -> Result<()> {
-        let sockets = self.networks.sockets(Which::All, &self.owned)?;
-        unused.retain(|port| !sockets.iter().any(|socket| network::uses_port(socket, *port)));
-        for port in &unused {
-            self.counter.slots().release_port(*port);
-        }
-        if unused.is_empty() {
-            return Ok(());
-        }
-        // The program notices who opens one of them from here on; for who did so since the look above
-        // it was still taken.
-        let sockets = self.networks.sockets(Which::Bound, &self.owned)?;
-        for port in unused {
-            let opened = sockets.iter().any(|socket| {
-                network::uses_port(socket, port)
-                    && (port.protocol == Protocol::Udp || network::listens(socket))
-            });
-            if opened {
-                self.counter.slots().claim_port(port)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Follows the target; a look that fails is noted, and does not end the measurement.
-    pub fn follow_or_note(&mut self) {
-        if let Err(error) = self.follow() {
-            self.note_once("not-followed", &*error);
-        }
     }
 
     /// Notes an error as a finding, the first of each code.
@@ -513,14 +363,6 @@ fn options(plan: &Plan, listening: &[Listening]) -> Options {
         retransmissions: true,
         answered: true,
     }
-}
-
-/// Where no process was seen and none is there, the program is faster than any look, and better than a guess.
-fn tell_namespaces(counter: &mut Counter, networks: &Networks, is_empty: bool) -> Result<()> {
-    if is_empty && networks.is_guess() {
-        return Ok(());
-    }
-    Ok(counter.answered().set_namespaces(&networks.inodes()?)?)
 }
 
 fn claim(counter: &mut Counter, listening: &[Listening]) -> Result<()> {
