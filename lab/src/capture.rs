@@ -24,8 +24,9 @@ use crate::trace::Trace;
 
 /// Bytes of a slot: two headers of the kernel's (66 bytes with padding), then the frame's begin.
 const SLOT_BYTES: usize = 256;
-/// Slots of a ring, 32 MiB: at a million frames a second the thread may sleep for 130 ms.
-const SLOTS: usize = 1 << 17;
+/// Slots of a ring, 64 MiB: at 100 000 frames a second the thread may sleep for 2.6 s, as it does when a
+/// shared machine takes its processor away.
+const SLOTS: usize = 1 << 18;
 /// How much the kernel allocates at once.
 const BLOCK_BYTES: usize = 1 << 18;
 /// How long the thread sleeps when the ring is empty.

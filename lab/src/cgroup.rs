@@ -15,7 +15,10 @@ use anyhow::{Context, Result, anyhow};
 /// Begins the name of every cgroup of the lab, followed by the maker's pid.
 const PREFIX: &str = "ta-lab-";
 /// How long `Drop` waits for killed members to be gone.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long [`CountedCgroup::remove`] waits for the last member to leave.
+const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A cgroup of the lab. Dropped, it kills what is still in it and vanishes with all below it.
 #[derive(Debug)]
@@ -95,9 +98,25 @@ impl CountedCgroup {
 
     /// Removes the empty cgroup now, as a service manager does when a unit has stopped. Sockets that
     /// still drain keep it alive inside the kernel.
+    ///
+    /// A process that was reaped leaves its cgroup only a moment later, so it waits for that.
     pub fn remove(self) -> Result<()> {
-        fs::remove_dir(&self.path)
-            .with_context(|| format!("cannot remove the cgroup {}", self.path.display()))
+        let begin = Instant::now();
+        loop {
+            match fs::remove_dir(&self.path) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy
+                        && begin.elapsed() < EMPTY_WITHIN =>
+                {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                removed => {
+                    return removed.with_context(|| {
+                        format!("cannot remove the cgroup {}", self.path.display())
+                    });
+                }
+            }
+        }
     }
 }
 

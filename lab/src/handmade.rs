@@ -31,7 +31,7 @@ use crate::packet::{ACK, ETHERNET_HEADER, FIN, Family, Frame, Headers, RST, SYN,
 use crate::topology::{FAR_DEVICE, Lab, addresses};
 
 /// A packet that takes longer never comes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The last number of the addresses.
 const HOST: u8 = 66;
 /// More than a frame.
@@ -317,9 +317,14 @@ impl Connection<'_> {
         self.wait_for(|headers| headers.tcp.is_some_and(|tcp| tcp.has(flags)))
     }
 
-    /// Waits for so many bytes of payload, and takes them.
+    /// Waits for so many bytes of payload, and takes them. What was taken before and comes again, because
+    /// its acknowledgement was late, is left aside.
     pub fn expect_payload(&mut self, bytes: u32) -> Result<()> {
-        let received = self.wait_for(|headers| headers.payload_bytes > 0)?;
+        let expected = self.expected;
+        let is_new = |sequence: u32| sequence.wrapping_sub(expected) as i32 >= 0;
+        let received = self.wait_for(|headers| {
+            headers.payload_bytes > 0 && headers.tcp.is_some_and(|tcp| is_new(tcp.sequence))
+        })?;
         let came = received.headers.payload_bytes;
         ensure!(came == bytes, "{came} bytes came instead of {bytes}");
         self.take(&received)

@@ -51,11 +51,12 @@ impl Process {
         let directory = TempDir::with_prefix("ta-lab-").context("no place for a log")?;
         let log = File::create(directory.path().join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        if let Some(cgroup) = place.cgroup {
-            cgroup.enter(&mut command)?;
-        }
+        // The namespace first: whoever looks at the members of the cgroup finds none of the host's.
         if let Some(namespace) = place.namespace {
             namespace.command_in(&mut command)?;
+        }
+        if let Some(cgroup) = place.cgroup {
+            cgroup.enter(&mut command)?;
         }
         let maker = Pid::this();
         let user = place.user;

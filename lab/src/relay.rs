@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpStream, lookup_host};
 
 /// How long a client may take to say what it wants, and a connection to the upstream to be made.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes taken at once, of each direction.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Longest head of an HTTP request.

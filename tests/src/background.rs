@@ -71,7 +71,7 @@ impl<'s> Watched<'s> {
             Ok(client.map(|cell| cell.counters.bytes).sum())
         };
         let enough = carried(&mut self.counting)? + bytes;
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while carried(&mut self.counting)? < enough {
             ensure!(Instant::now() < deadline, "no traffic any more");
             thread::sleep(Duration::from_millis(2));

@@ -11,7 +11,7 @@ use traffic_lab::Namespace;
 use crate::factory::{connect_to, domain, socket_here};
 
 /// An exchange that takes longer is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is carried, each way.
 pub const EXCHANGED_BYTES: usize = 3000;

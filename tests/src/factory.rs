@@ -25,8 +25,10 @@ use crate::helper;
 pub const ARGUMENT: &str = "sockets";
 /// `domain`, `type` and `protocol` of socket(2), as `i32`.
 const REQUEST_BYTES: usize = 12;
+/// Connections that may wait to be accepted: the test may be late by thousands.
+const BACKLOG: i32 = 4096;
 /// An answer that takes longer never comes.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process in a cgroup that makes sockets. Dropped, it ends.
 #[derive(Debug)]
@@ -42,8 +44,9 @@ impl Factory {
         ours.set_read_timeout(Some(PATIENCE))?;
         let mut command = Command::new(helper()?);
         command.arg(ARGUMENT).stdin(Stdio::from(OwnedFd::from(theirs)));
-        cgroup.enter(&mut command)?;
+        // The namespace first: whoever looks at the members of the cgroup finds none of the host's.
         namespace.command_in(&mut command)?;
+        cgroup.enter(&mut command)?;
         let child = command.spawn().context("cannot start the socket factory")?;
         let factory = Self { child, requests: Mutex::new(ours) };
         // Answered only when it runs where it shall.
@@ -118,7 +121,7 @@ pub fn listen_on(socket: &OwnedFd, address: SocketAddr) -> Result<()> {
     setsockopt(socket, sockopt::ReuseAddr, &true)?;
     bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
         .with_context(|| format!("cannot bind TCP {address}"))?;
-    listen(socket, Backlog::new(128)?)?;
+    listen(socket, Backlog::new(BACKLOG)?)?;
     Ok(())
 }
 

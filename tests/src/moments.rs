@@ -39,7 +39,7 @@ pub fn sink(site: &Site) -> Result<Process> {
     let receive = Receive { listen: any(SINK), echo: false, gro: false };
     let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
     let mut sink = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
-    sink.wait_for(Transport::Udp, SINK, Duration::from_secs(10))?;
+    sink.wait_for(Transport::Udp, SINK, Duration::from_secs(60))?;
     Ok(sink)
 }
 

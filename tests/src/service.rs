@@ -25,7 +25,7 @@ pub const RESTARTS: usize = 20;
 const BETWEEN_RESTARTS: u64 = 500_000;
 
 /// Nothing that is waited for takes longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A lab whose proxy is a unit of a systemd.
 pub struct Host {

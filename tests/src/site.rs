@@ -27,7 +27,7 @@ pub const RELAY_PORT: u16 = 11710;
 /// Where the server at the upstream listens.
 pub const SERVER_PORT: u16 = 8080;
 /// How long a helper may take to start.
-const STARTED_WITHIN: Duration = Duration::from_secs(10);
+const STARTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// TCP, for lists of ports.
 pub const fn tcp(port: u16) -> ListeningPort {
@@ -108,7 +108,7 @@ impl Site {
         let server = self.lab.upstream.run_in(|| UdpSocket::bind(here))??;
         let client = self.factory.udp_unbound(here)?;
         for socket in [&server, &client] {
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(60)))?;
         }
         let mut received = vec![0; 2 * payload];
         for _ in 0..datagrams {

@@ -393,7 +393,7 @@ fn send_over_short_lived(site: &Site, number: u8) -> Result<()> {
     )?;
     let there = SocketAddr::from((far, 7000));
     let server = far_end.run_in(|| UdpSocket::bind(there))??;
-    server.set_read_timeout(Some(Duration::from_secs(5)))?;
+    server.set_read_timeout(Some(Duration::from_secs(60)))?;
     let client = site.factory.udp_unbound(there)?;
     for _ in 0..DATAGRAMS {
         client.send_to(&[1; PAYLOAD], there)?;

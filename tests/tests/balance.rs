@@ -136,7 +136,7 @@ fn serve_datagrams(site: &Site, port: u16, datagrams: u32) -> Result<()> {
 /// Datagrams to an address where the second socket is, and back.
 fn echo(one: &UdpSocket, other: &UdpSocket, to: SocketAddr, datagrams: u32) -> Result<()> {
     for socket in [one, other] {
-        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
     }
     for _ in 0..datagrams {
         one.send_to(&[1; PAYLOAD], to)?;
@@ -289,7 +289,7 @@ fn have_descriptors(wanted: usize) -> Result<()> {
 fn tunnel(family: Family, server: &TcpListener) -> Result<(TcpStream, TcpStream)> {
     let addresses = addresses(family);
     let mut client = TcpStream::connect((addresses.proxy_client, RELAY_PORT))?;
-    client.set_read_timeout(Some(Duration::from_secs(10)))?;
+    client.set_read_timeout(Some(Duration::from_secs(60)))?;
     let target = SocketAddr::from((addresses.upstream, SERVER_PORT));
     client.write_all(format!("CONNECT {target} HTTP/1.1\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -304,7 +304,7 @@ fn tunnel(family: Family, server: &TcpListener) -> Result<(TcpStream, TcpStream)
 
 /// A few bytes from one end to the other.
 fn carry_some(mut from: &TcpStream, mut to: &TcpStream) -> Result<()> {
-    to.set_read_timeout(Some(Duration::from_secs(10)))?;
+    to.set_read_timeout(Some(Duration::from_secs(60)))?;
     from.write_all(&[3; 100])?;
     Ok(to.read_exact(&mut [0; 100])?)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fastrand::Rng;
-use traffic_tests::accounted::{Accounted, TARGET};
+use traffic_tests::accounted::{Accounted, PAUSE, TARGET};
 use traffic_tests::daemon::{Home, has_pins};
 use traffic_tests::figures;
 
@@ -27,7 +27,7 @@ fn kill_under_load(
 ) -> Result<()> {
     let before = counted.home.books(TARGET).unwrap_or_default();
     counted.home.start_and_wait()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         for _ in 0..times {
             thread::sleep(Duration::from_millis(random.u64(..400)));
             home.kill()?;
@@ -78,7 +78,7 @@ fn a_hundred_upgrades_to_another_abi_lose_and_double_nothing() -> Result<()> {
 #[test]
 fn detaching_leaves_no_pin_and_the_history_whole() -> Result<()> {
     let mut counted = Accounted::started()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         thread::sleep(Duration::from_secs(2));
         home.kill()
     })?;

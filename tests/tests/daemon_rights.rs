@@ -75,7 +75,7 @@ impl Unit {
         let cgroup = site.cgroup.child("unit")?;
         let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(&cgroup), user: None };
         let mut relay = Process::spawn(role(&Role::Relay { listen: any(RELAY_PORT) })?, place)?;
-        relay.wait_for_port(RELAY_PORT, Duration::from_secs(10))?;
+        relay.wait_for_port(RELAY_PORT, Duration::from_secs(60))?;
         Ok(Self { relay, cgroup })
     }
 

@@ -73,7 +73,7 @@ fn a_target_that_moves_into_a_child_or_to_the_parent_is_counted_once() -> Result
     let child = site.cgroup.child("child")?;
     let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(&child), user: None };
     let mut relay = Process::spawn(role(&Role::Relay { listen: any(RELAY_PORT) })?, place)?;
-    relay.wait_for_port(RELAY_PORT, Duration::from_secs(10))?;
+    relay.wait_for_port(RELAY_PORT, Duration::from_secs(60))?;
     let server = site.server()?;
     let mut home = home(&counted(&site.cgroup))?;
     home.start_and_wait()?;
@@ -169,7 +169,7 @@ fn what_a_process_exchanges_before_it_is_found_in_a_cgroup_that_was_there_is_in_
         let relay = role_of(&program, &Role::Relay { listen: any(port) })?;
         let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(place), user: None };
         let mut relay = Process::spawn(relay, place)?;
-        relay.wait_for_port(port, Duration::from_secs(10))?;
+        relay.wait_for_port(port, Duration::from_secs(60))?;
         relays.push(relay);
         let found = relays.len();
         let route = Route {
@@ -193,7 +193,7 @@ fn what_a_process_exchanges_before_it_is_found_in_a_cgroup_that_was_there_is_in_
 fn send(site: &Site, datagrams: u64) -> Result<u64> {
     let to = (addresses(Family::Ipv4).upstream, 7000).into();
     let receiver = site.lab.upstream.run_in(|| UdpSocket::bind(to))??;
-    receiver.set_read_timeout(Some(Duration::from_secs(5)))?;
+    receiver.set_read_timeout(Some(Duration::from_secs(60)))?;
     let sender = site.factory.udp_unbound(to)?;
     for _ in 0..datagrams {
         sender.send_to(&[1; 500], to)?;

@@ -15,19 +15,20 @@ use traffic_lab::role::Role;
 use traffic_lab::topology::{LabTrace, addresses};
 use traffic_lab::workload::{Route, Server, Workload, run};
 use traffic_lab::{CountedCgroup, Process, Stack};
+use traffic_tests::accounted::PAUSE;
 use traffic_tests::agent::Desk;
 use traffic_tests::daemon::{Home, has_pins};
 use traffic_tests::exclusive::{Verdict, hold, is_held, programs};
 use traffic_tests::factory::Factory;
 use traffic_tests::figures::{self, Books};
-use traffic_tests::load::under_load;
+use traffic_tests::load::under_paced_load;
 use traffic_tests::moments::{SINK, assert_missing_in_gaps_only, burst, sink};
 use traffic_tests::site::{RELAY_PORT, SERVER_PORT, Site, any, tcp};
 
 /// What a neighbour listens on, and what it talks to.
 const NEIGHBOUR_PORT: u16 = 11_720;
 const NEIGHBOUR_SERVER: u16 = 8090;
-const WITHIN: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(60);
 const TRAFFIC: Workload = Workload {
     name: "small",
     connections: 20,
@@ -182,7 +183,7 @@ fn kills_under_load_lose_and_double_nothing() -> Result<()> {
     let mut home = Home::counting(&unit.cgroup_path())?;
     home.start_and_wait()?;
     let capture = site.lab.capture()?;
-    under_load(&site, || {
+    under_paced_load(&site, PAUSE, || {
         for kill in 0..20 {
             thread::sleep(Duration::from_millis(kill * 13));
             home.kill()?;

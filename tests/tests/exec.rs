@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use traffic_lab::packet::Family;
 use traffic_lab::role::Role;
@@ -15,6 +16,9 @@ use traffic_lab::{Lab, Stack};
 use traffic_tests::agent::Desk;
 use traffic_tests::site::{RELAY_PORT, SERVER_PORT, Site, any, tcp};
 use traffic_tests::{figures, helper, role};
+
+/// Nothing takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn exit_statuses_are_those_of_the_command() -> Result<()> {
@@ -135,11 +139,15 @@ fn the_command_is_born_in_the_counted_cgroup_which_is_removed() -> Result<()> {
     Ok(())
 }
 
+/// The report names what goes on as it is called when the command ends: `sh` until it has become `sleep`.
+const UNTIL_IT_SLEEPS: &str = "until [ \"$(cat /proc/$!/comm)\" = sleep ]; do :; done";
+
 #[test]
 fn descendants_that_stay_alive_are_named() -> Result<()> {
     let desk = Desk::new()?;
     for (options, code) in [(&[][..], 0), (&["--strict"][..], 3)] {
-        let ended = desk.exec_shell(options, "sleep 60 & echo $!")?;
+        let script = format!("sleep 60 & {UNTIL_IT_SLEEPS}; echo $!");
+        let ended = desk.exec_shell(options, &script)?;
         assert_eq!(ended.code()?, code, "{ended:?}");
         let pid = ended.stdout.trim();
         let report = desk.report()?;
@@ -158,7 +166,7 @@ fn a_sub_cgroup_of_the_command_is_removed_too() -> Result<()> {
     let mount = traffic_lab::cgroup::mount()?;
     let script = format!(
         "own={}$(sed -n s/^0:://p /proc/self/cgroup); mkdir -p $own/a/b; \
-         (echo 0 > $own/a/b/cgroup.procs; exec sleep 60) & sleep 0.1",
+         (echo 0 > $own/a/b/cgroup.procs; exec sleep 60) & {UNTIL_IT_SLEEPS}",
         mount.display()
     );
     desk.exec_shell(&[], &script)?;
@@ -181,7 +189,11 @@ fn what_a_killed_agent_leaves_is_removed_by_the_next() -> Result<()> {
     let command = nix::unistd::Pid::from_raw(killed.stdout.trim().parse()?);
     nix::sys::signal::kill(command, Signal::SIGKILL).context("it does not go on")?;
     // Its parent is init now, which reaps it when it likes.
-    thread::sleep(Duration::from_millis(200));
+    let begin = Instant::now();
+    while nix::sys::signal::kill(command, None) != Err(Errno::ESRCH) {
+        ensure!(begin.elapsed() < PATIENCE, "{command} is killed and not gone");
+        thread::sleep(Duration::from_millis(10));
+    }
     desk.exec_shell(&[], "true")?;
     desk.assert_nothing_left();
     Ok(())
@@ -246,8 +258,9 @@ fn a_server_under_exec_has_a_client_leg_that_equals_the_capture() -> Result<()> 
         at_once: false,
     };
     // No packet before it listens.
-    let begin = std::time::Instant::now();
-    while !desk.members()?.iter().any(|pid| listens(*pid)) && begin.elapsed().as_secs() < 5 {
+    let begin = Instant::now();
+    while !desk.members()?.iter().any(|pid| listens(*pid)) {
+        ensure!(begin.elapsed() < PATIENCE, "the relay does not listen");
         thread::sleep(Duration::from_millis(10));
     }
     traffic_lab::workload::run(&workload, route, &server, &|_| ())?;

@@ -136,7 +136,7 @@ fn datagrams(
         let socket = site.factory.udp_unbound(to)?;
         prepare(&socket)?;
         socket.connect(to)?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
         if let Some(segment) = segment {
             setsockopt(&socket, sockopt::UdpGsoSegment, &segment)?;
         }

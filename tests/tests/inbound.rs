@@ -149,7 +149,7 @@ fn udp_of_a_transparent_inbound_is_the_client_leg_in_both_directions() -> Result
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
         let socket = UdpSocket::from(socket);
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(socket)
     };
     let inbound = transparent(any(RELAY_PORT))?;
@@ -164,7 +164,7 @@ fn udp_of_a_transparent_inbound_is_the_client_leg_in_both_directions() -> Result
             let to: SocketAddr = (elsewhere(family, 1), PUBLIC_PORT).into();
             let client = site.lab.client.run_in(|| -> Result<UdpSocket> {
                 let client = UdpSocket::from(socket_here(domain(to), libc::SOCK_DGRAM, 0)?);
-                client.set_read_timeout(Some(Duration::from_secs(5)))?;
+                client.set_read_timeout(Some(Duration::from_secs(60)))?;
                 client.send_to(&[1; DATAGRAM], to)?;
                 Ok(client)
             })??;

@@ -125,7 +125,7 @@ fn a_port_that_was_added_is_the_client_leg() -> Result<()> {
     plan.ports = PortFilter(vec![format!("udp/{}", EPHEMERAL_PORT + 1).parse()?]);
     let mut counting = site.count_as(plan)?;
     for (socket, port) in [(&plain, EPHEMERAL_PORT), (&added, EPHEMERAL_PORT + 1)] {
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(60)))?;
         let to = proxy(Family::Ipv6, port);
         let client = site.lab.client.run_in(|| -> Result<_> {
             let client = std::net::UdpSocket::bind(any(0))?;

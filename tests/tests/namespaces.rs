@@ -59,7 +59,7 @@ impl Container {
         let server = self.outside.run_in(|| UdpSocket::bind(there))??;
         let client = self.factory.udp_unbound(there)?;
         for socket in [&server, &client] {
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(60)))?;
         }
         for _ in 0..DATAGRAMS {
             client.send_to(&[1; PAYLOAD], there)?;

@@ -53,7 +53,7 @@ fn a_server_that_was_moved_in_while_it_listened_is_not_counted_and_named() -> Re
     let elsewhere = CountedCgroup::new("elsewhere")?;
     let place = Place { cgroup: Some(&elsewhere), ..site.place() };
     let mut relay = Process::spawn(role(&Role::Relay { listen: any(RELAY_PORT) })?, place)?;
-    relay.wait_for_port(RELAY_PORT, Duration::from_secs(10))?;
+    relay.wait_for_port(RELAY_PORT, Duration::from_secs(60))?;
     let server = site.server()?;
     site.cgroup.add(relay.pid())?;
 
@@ -88,7 +88,7 @@ fn a_second_program_beside_a_known_proxy_is_named() -> Result<()> {
     let start = |program: &Path, port| -> Result<Process> {
         let relay = Role::Relay { listen: any(port) };
         let mut relay = Process::spawn(role_of(program, &relay)?, site.place())?;
-        relay.wait_for_port(port, Duration::from_secs(10))?;
+        relay.wait_for_port(port, Duration::from_secs(60))?;
         Ok(relay)
     };
     let _proxy = start(&xray, PORT)?;

@@ -2,14 +2,17 @@
 
 use std::io::Read;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::unistd::gettid;
 use traffic_agent::report::{Direction, Leg};
 use traffic_lab::handmade::{Connection, FarEnd, Side};
 use traffic_lab::packet::{self, ACK, Family, RST};
+use traffic_lab::proxy::wait_until_closed;
 use traffic_lab::topology::LegTrace;
-use traffic_lab::workload::Workload;
-use traffic_lab::{Filter, Namespace, Stack};
+use traffic_lab::workload::{Server, Workload};
+use traffic_lab::{Filter, Lab, Namespace, Stack};
 use traffic_tests::rules;
 use traffic_tests::site::{Counted, Counting, RELAY_PORT, Site, any, tcp};
 
@@ -24,16 +27,39 @@ const BOTH_WAYS: Workload = Workload {
     at_once: false,
 };
 
-/// Loses one packet in 40 each way behind the far end's capture, so that the capture has what the proxy
-/// sends and receives: outgoing packets are lost before the capture sees them, incoming ones after.
-fn lose_packets(far_end: &Namespace) -> Result<()> {
-    for family in [Family::Ipv4, Family::Ipv6] {
-        for chain in ["INPUT", "OUTPUT"] {
-            let lost = "-p tcp -m statistic --mode random --probability 0.025 -j DROP";
-            rules::add(far_end, family, &format!("{chain} {lost}"))?;
-        }
+/// One packet in 40 each way.
+const LOST: [&str; 2] = [
+    "INPUT -p tcp -m statistic --mode random --probability 0.025 -j DROP",
+    "OUTPUT -p tcp -m statistic --mode random --probability 0.025 -j DROP",
+];
+/// What was lost has come by then, however often it was lost.
+const CLOSED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Drives traffic while both far ends lose packets behind their captures, so that a capture has what the
+/// proxy sends and receives: outgoing packets are lost before the capture sees them, incoming ones after.
+///
+/// A FIN that is lost is sent again only after silence that would be taken for the end: so nothing is lost any
+/// more once the bytes are through, and the end is that of all connections.
+fn drive_with_loss(site: &Site, family: Family, server: &Server) -> Result<()> {
+    for (far_end, rule) in lossy(site) {
+        rules::add(far_end, family, rule)?;
     }
-    Ok(())
+    site.drive(&BOTH_WAYS, family, server)?;
+    for (far_end, rule) in lossy(site) {
+        rules::remove(far_end, family, rule)?;
+    }
+    let Lab { client, proxy, upstream, .. } = &site.lab;
+    [client, proxy, upstream].into_iter().try_for_each(|namespace| {
+        // The thread's own number, because `/proc` has the network of the main thread at the process's.
+        let closed = || wait_until_closed(gettid().as_raw().unsigned_abs(), None, CLOSED_WITHIN);
+        namespace.run_in(closed)?
+    })
+}
+
+/// Where packets are lost, and by which rule.
+fn lossy(site: &Site) -> impl Iterator<Item = (&Namespace, &'static str)> {
+    let far_ends = [&site.lab.client, &site.lab.upstream];
+    far_ends.into_iter().flat_map(|far_end| LOST.map(|rule| (far_end, rule)))
 }
 
 /// What was counted as carried again, and what the capture shows of it.
@@ -54,11 +80,9 @@ fn check(stack: Stack) -> Result<()> {
     let site = Site::new(stack)?;
     let _relay = site.relay()?;
     let server = site.server()?;
-    lose_packets(&site.lab.client)?;
-    lose_packets(&site.lab.upstream)?;
     for family in [Family::Ipv4, Family::Ipv6] {
         let counting = site.count()?;
-        site.drive(&BOTH_WAYS, family, &server)?;
+        drive_with_loss(&site, family, &server)?;
         let counted = counting.finish()?;
         counted.assert_books_equal_capture(&[tcp(RELAY_PORT)]);
         let legs = [(Leg::Client, &counted.trace.client), (Leg::Upstream, &counted.trace.upstream)];

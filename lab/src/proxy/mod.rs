@@ -34,9 +34,9 @@ pub const PORT: u16 = 11710;
 /// Where the client instance takes what shall go to the server by IPv4, and by IPv6.
 const SOCKS: [(Family, u16); 2] = [(Family::Ipv4, 10804), (Family::Ipv6, 10806)];
 /// How long an instance may take to listen: a large Go program on a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long the server instance may take to close its connections.
-const IDLE_WITHIN: Duration = Duration::from_secs(30);
+const IDLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// In the certificate, instead of a name that would have to be looked up.
 const SERVER_NAME: &str = "lab.test";
@@ -153,9 +153,9 @@ impl Protocol {
     }
 
     /// Whether the client instance keeps its connections to the server instance for later ones. It ends
-    /// them, and talks on them, when it likes.
+    /// them, and talks on them, when it likes: hysteria2 every ten seconds.
     pub fn keeps_connections(self) -> bool {
-        matches!(self, Self::VlessGrpc | Self::VlessXhttp)
+        matches!(self, Self::VlessGrpc | Self::VlessXhttp | Self::Hysteria2)
     }
 
     /// Whether the server instance needs a certificate.

@@ -32,7 +32,7 @@ const BURST: usize = 40;
 /// Bursts on their way.
 const BURSTS: usize = 2;
 /// A datagram that takes longer is lost.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// More than all bursts on their way.
 const RECEIVE_BUFFER: usize = 8 << 20;
 

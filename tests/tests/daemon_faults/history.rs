@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::Signal;
 use traffic_tests::accounted::{Accounted, PAUSE, TARGET};
 use traffic_tests::daemon::{Home, cells_in, has_pins};
 use traffic_tests::figures::{self, Books};
@@ -53,7 +54,7 @@ fn assert_together(counted: &mut Accounted, old: &Books, captured: &Books) -> Re
 /// A history with something in it, all of which is written.
 fn with_a_history() -> Result<(Accounted, Books)> {
     let mut counted = Accounted::started()?;
-    let captured = counted.under_load(|_| {
+    let captured = counted.under_paced_load(PAUSE, |_| {
         thread::sleep(Duration::from_secs(2));
         Ok(())
     })?;
@@ -67,7 +68,7 @@ fn with_a_history() -> Result<(Accounted, Books)> {
 /// it, and kills the daemon as soon as a new one was begun.
 fn delete(names: &[&str]) -> Result<()> {
     let (mut counted, first) = with_a_history()?;
-    remove(&counted.home, names)?;
+    at_once(&counted.home, || remove(&counted.home, names))?;
     let home = &mut counted.home;
     home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
     home.kill()?;
@@ -77,6 +78,21 @@ fn delete(names: &[&str]) -> Result<()> {
         Ok(())
     })?;
     assert_together(&mut counted, &first, &figures::together(&first, &second))
+}
+
+/// Does something to several files of the history that the daemon sees as one: between two of them it would begin
+/// a new history, whose files the rest would hit.
+fn at_once(home: &Home, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    home.signal(Signal::SIGSTOP)?;
+    let stat = format!("/proc/{}/stat", home.pid()?);
+    home.wait_until("the daemon stands still", |_| {
+        // pid (name) state; a name may have anything in it.
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })?;
+    let changed = change();
+    home.signal(Signal::SIGCONT)?;
+    changed
 }
 
 fn remove(home: &Home, names: &[&str]) -> Result<()> {
@@ -97,12 +113,14 @@ fn a_history_that_is_deleted_without_its_log_is_noticed() -> Result<()> {
 fn a_history_that_is_moved_away_and_the_new_one_have_every_byte_once() -> Result<()> {
     let (mut counted, first) = with_a_history()?;
     let aside = counted.home.file("aside");
-    let second = counted.under_load(|home| {
+    let second = counted.under_paced_load(PAUSE, |home| {
         fs::create_dir(&aside)?;
         fs::set_permissions(&aside, Permissions::from_mode(0o750))?;
-        for name in DATABASE {
-            fs::rename(home.state_dir().join(name), aside.join(name))?;
-        }
+        at_once(home, || {
+            DATABASE
+                .iter()
+                .try_for_each(|name| Ok(fs::rename(home.state_dir().join(name), aside.join(name))?))
+        })?;
         home.wait_until("a new history begins", |home| home.last_flush().is_some())?;
         thread::sleep(Duration::from_secs(1));
         Ok(())
@@ -114,7 +132,7 @@ fn a_history_that_is_moved_away_and_the_new_one_have_every_byte_once() -> Result
 #[test]
 fn a_log_that_is_deleted_under_the_daemon_takes_nothing_with_it() -> Result<()> {
     let mut counted = Accounted::started()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         thread::sleep(Duration::from_secs(2));
         remove(home, &DATABASE[1..])?;
         home.wait_for_log(TAKEN_AWAY)?;
@@ -130,7 +148,7 @@ fn a_log_that_is_deleted_under_the_daemon_takes_nothing_with_it() -> Result<()> 
 fn a_backup_that_is_put_back_under_the_daemon_gets_what_was_counted_since() -> Result<()> {
     let mut counted = Accounted::started()?;
     let backup = counted.home.state_dir().join("backup");
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         thread::sleep(Duration::from_secs(2));
         home.stop()?;
         fs::copy(home.state_dir().join(DATABASE[0]), &backup)?;

@@ -73,7 +73,7 @@ fn lose_pins(lose: impl FnOnce(&mut Home) -> Result<()>) -> Result<Event> {
     // Counted by nobody.
     counted.under_paced_load(PAUSE, traffic_for(1))?;
     counted.home.start_and_wait()?;
-    let second = counted.under_load(|home| {
+    let second = counted.under_paced_load(PAUSE, |home| {
         thread::sleep(Duration::from_secs(1));
         home.kill()?;
         home.start()
@@ -114,7 +114,7 @@ fn after_a_boot_the_history_says_what_is_missing_and_goes_on() -> Result<()> {
 #[test]
 fn a_second_agent_is_refused_and_told_who_has_the_state_directory() -> Result<()> {
     let mut counted = Accounted::started()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         for command in ["run", "detach"] {
             let mut second = home.command(command);
             if command == "run" {
@@ -136,7 +136,7 @@ fn two_agents_count_the_same_target_side_by_side() -> Result<()> {
     let mut counted = Accounted::started()?;
     let mut other = Home::counting(&counted.site.cgroup.cgroup_path())?;
     other.start_and_wait()?;
-    let captured = counted.under_load(|one| {
+    let captured = counted.under_paced_load(PAUSE, |one| {
         thread::sleep(Duration::from_secs(1));
         one.kill()?;
         thread::sleep(Duration::from_secs(1));

@@ -63,7 +63,7 @@ fn settings_that_change_under_load_lose_and_double_nothing() -> Result<()> {
     let mut counted = Accounted::by(configured)?;
     let cgroup = counted.site.cgroup.cgroup_path();
     counted.home.start_and_wait()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         let changes = [
             ("ports = [\"!tcp/11710\"]", ""),
             ("", "unbilled = [\"eth1\"]"),
@@ -92,7 +92,7 @@ fn a_configuration_that_is_not_valid_changes_nothing() -> Result<()> {
     let mut counted = Accounted::by(configured)?;
     let cgroup = counted.site.cgroup.cgroup_path();
     counted.home.start_and_wait()?;
-    let captured = counted.under_load(|home| {
+    let captured = counted.under_paced_load(PAUSE, |home| {
         for (settings, of_target) in
             [("interval", ""), ("", "nothing = 1"), ("time_zone = \"Nowhere/At_all\"", "")]
         {
@@ -119,9 +119,9 @@ fn send(site: &Site, cgroup: &CountedCgroup) -> Result<u64> {
     let receive = Receive { listen: any(9998), echo: false, gro: false };
     let place = Place { namespace: Some(&site.lab.upstream), cgroup: None, user: None };
     let mut receiver = Process::spawn(role(&Role::UdpReceive(receive))?, place)?;
-    receiver.wait_for(Transport::Udp, 9998, Duration::from_secs(10))?;
+    receiver.wait_for(Transport::Udp, 9998, Duration::from_secs(60))?;
     let place = Place { namespace: Some(&site.lab.proxy), cgroup: Some(cgroup), user: None };
-    Process::spawn(role(&Role::UdpSend(send))?, place)?.output(Duration::from_secs(10))?;
+    Process::spawn(role(&Role::UdpSend(send))?, place)?.output(Duration::from_secs(60))?;
     Ok(64 * (100 + 28))
 }
 

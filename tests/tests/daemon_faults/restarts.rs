@@ -2,7 +2,7 @@
 //! and the new process is in it before it makes its sockets.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use traffic_lab::packet::Family;
@@ -16,7 +16,7 @@ use traffic_tests::moments::{assert_missing_in_gaps_only, burst, sink};
 use traffic_tests::site::{RELAY_PORT, Site, any};
 
 const RESTARTS: usize = 200;
-const WITHIN: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(60);
 /// What a proxy that lives for a moment carries.
 const MOMENT: Workload = Workload {
     name: "moment",
@@ -98,9 +98,13 @@ fn after_each_of_two_hundred_restarts_the_new_cgroup_is_counted_whole() -> Resul
         cgroup.remove()?;
     }
     let trace = capture.stop()?;
+    // The last one's, and those of the tracepoints. A link dies some time after its cgroup, and is removed at
+    // the next look.
+    home.wait_until("the links of what is gone are removed", |home| {
+        links(home).is_ok_and(|links| links < 20)
+    })?;
     home.stop()?;
     let links = links(&home)?;
-    // The last one's, and those of the tracepoints.
     assert!(links < 20, "{links} links of {RESTARTS} cgroups are left");
     assert!(!home.log().contains("CGROUPS"), "{}", home.log());
     home.assert_books(TARGET, &captured(&trace)?)
@@ -129,10 +133,13 @@ fn two_hundred_restarts_below_the_counted_cgroup_leave_no_gap() -> Result<()> {
 
 #[test]
 fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -> Result<()> {
+    let begin = Instant::now();
     let (site, mut home) = to_come()?;
     let _sink = sink(&site)?;
     let cgroup = site.cgroup.child("proxy")?;
     home.wait_until("it is counted", |home| home.times_in_log("is counted since") == 1)?;
+    // The gap lies in here, however slow the machine is.
+    let counted_after = begin.elapsed();
     let capture = site.lab.capture()?;
     let mut relay = site.start_in(&cgroup, &Role::Relay { listen: any(RELAY_PORT) })?;
     relay.wait_for_port(RELAY_PORT, WITHIN)?;
@@ -156,6 +163,7 @@ fn a_target_that_is_not_there_is_no_gap_and_several_processes_are_one_target() -
     // The empty cgroup was made anew, and was counted at once: the only gap, and a short one.
     let gaps = home.doubts(TARGET)?;
     assert_eq!(gaps.len(), 1, "{gaps:?}");
-    assert!(gaps[0].end.duration_since(gaps[0].start).as_secs() < 2, "{gaps:?}");
+    let gap = Duration::try_from(gaps[0].end.duration_since(gaps[0].start))?;
+    assert!(gap <= counted_after, "{gaps:?}, not within {counted_after:?}");
     home.assert_books(TARGET, &captured(&trace)?)
 }

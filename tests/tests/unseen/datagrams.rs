@@ -14,7 +14,7 @@ use traffic_tests::unseen::{Class, now};
 use crate::{FAMILIES, PORT, ip_header, syn};
 
 /// A packet takes its time, but not this long.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A site whose kernel answers every datagram: by itself it sends six errors and then one a second.
 fn site() -> Result<Site> {
@@ -113,7 +113,8 @@ fn errors_that_the_kernel_limits_are_unseen_as_many_as_it_sends() -> Result<()> 
         let counted = counting.finish()?;
         class.assert_in(&counted, &[udp(PORT)]);
         let sent = counted.trace.sum(Filter::all().egress()).packets;
-        ensure!((1..10).contains(&sent), "{sent} errors were sent");
+        // All ten, if the machine has stood still for as long as the allowance takes to come back.
+        ensure!((1..=10).contains(&sent), "{sent} errors were sent");
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use traffic_tests::unseen::{Class, now};
 use crate::{FAMILIES, PORT, connected, segment};
 
 /// How long a killed process may take to be gone.
-const GONE_WITHIN: Duration = Duration::from_secs(5);
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// A request to connect, in the words of SOCKS5.
 fn socks5_connect(to: SocketAddr) -> Vec<u8> {
