@@ -329,8 +329,13 @@ fn interfaces_of_containers_that_come_and_go_do_not_fill_the_history() -> Result
     }
     // Of 40 interfaces: the first two, and if a quarter of an hour ends meanwhile, the others up to then.
     assert!(told.len() <= 2, "{told:#?}");
-    let first = "2 interfaces are gone, and with them what they counted last: far, near";
-    assert_eq!(told[0].message, first);
+    // What the other end is called, an old `ip` and kernel decide themselves.
+    let first = &told[0].message;
+    assert!(
+        first.starts_with("2 interfaces are gone, and with them what they counted last: "),
+        "{first}"
+    );
+    assert!(first.contains("near"), "{first}");
     Ok(())
 }
 
