@@ -39,7 +39,7 @@ const ROUND: Duration = Duration::from_secs(8);
 const LONGEST_PAUSE: u64 = 600;
 /// Rounds until everything was done once: growth is growth beyond what is there then.
 const WARM_UP: u32 = 6;
-/// What a daemon may grow by: pages of its code that it needed for the first time.
+/// What a daemon's own memory may grow by: pieces of what is used now and then lie between those that stay.
 const GROWTH_KIB: u64 = 1536;
 /// The same in files: a socket may be open while it is looked.
 const GROWTH_FDS: usize = 2;
@@ -124,8 +124,9 @@ impl Vitals {
     fn of(home: &Home) -> Result<Self> {
         let process = format!("/proc/{}", home.pid()?);
         let status = fs::read_to_string(format!("{process}/status"))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.context("/proc/PID/status has no VmRSS")?;
+        // Its code comes and goes: the daemon gives it back.
+        let resident = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let resident = resident.context("/proc/PID/status has no RssAnon")?;
         let mut history_bytes = 0;
         for entry in fs::read_dir(home.state_dir())? {
             history_bytes += entry?.metadata()?.len();

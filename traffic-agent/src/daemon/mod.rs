@@ -173,6 +173,7 @@ impl Daemon<'_> {
                     // What passed the rules until now is in the counters now.
                     self.read(Now::read());
                     self.targets.finish_look(&looked);
+                    memory::give_back();
                     continue;
                 }
                 () = sleep_until(wake) => {}
@@ -274,6 +275,7 @@ impl Daemon<'_> {
             let unsure = self.targets.follow();
             self.targets.look(now, self.silent_since, None, Entry::is_found_by_processes);
             self.due.follow = instant + if unsure { FOLLOW_NEW } else { FOLLOW };
+            memory::give_back();
         }
         if instant >= self.due.audit {
             if self.was_blind {
