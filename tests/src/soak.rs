@@ -41,6 +41,9 @@ const LONGEST_PAUSE: u64 = 600;
 const WARM_UP: u32 = 6;
 /// What a daemon's own memory may grow by: pieces of what is used now and then lie between those that stay.
 const GROWTH_KIB: u64 = 1536;
+/// How often its memory is looked at, of which the least counts: in between it may be at work.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 /// The same in files: a socket may be open while it is looked.
 const GROWTH_FDS: usize = 2;
 
@@ -123,16 +126,21 @@ struct Vitals {
 impl Vitals {
     fn of(home: &Home) -> Result<Self> {
         let process = format!("/proc/{}", home.pid()?);
-        let status = fs::read_to_string(format!("{process}/status"))?;
-        // Its code comes and goes: the daemon gives it back.
-        let resident = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let resident = resident.context("/proc/PID/status has no RssAnon")?;
+        // Its code comes and goes, and so does what a look at all sockets takes: the daemon gives it back.
+        let mut resident_kib = u64::MAX;
+        for _ in 0..LOOKS {
+            let status = fs::read_to_string(format!("{process}/status"))?;
+            let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            let anonymous = anonymous.context("/proc/PID/status has no RssAnon")?;
+            resident_kib = resident_kib.min(anonymous.trim().trim_end_matches(" kB").parse()?);
+            thread::sleep(BETWEEN_LOOKS);
+        }
         let mut history_bytes = 0;
         for entry in fs::read_dir(home.state_dir())? {
             history_bytes += entry?.metadata()?.len();
         }
         Ok(Self {
-            resident_kib: resident.trim().trim_end_matches(" kB").parse()?,
+            resident_kib,
             fds: fs::read_dir(format!("{process}/fd"))?.count(),
             pins: files_below(&home.bpffs())?,
             history_bytes,
