@@ -94,11 +94,22 @@ impl Site {
 
     /// Drives a workload through the relay.
     pub fn drive(&self, workload: &Workload, family: Family, server: &Server) -> Result<Outcome> {
+        self.drive_through(RELAY_PORT, workload, family, server)
+    }
+
+    /// Drives a workload through a relay in the proxy's namespace.
+    pub fn drive_through(
+        &self,
+        port: u16,
+        workload: &Workload,
+        family: Family,
+        server: &Server,
+    ) -> Result<Outcome> {
         let addresses = addresses(family);
         let route = Route {
             client: &self.lab.client,
-            relay: Some((addresses.proxy_client, RELAY_PORT).into()),
-            target: (addresses.upstream, SERVER_PORT).into(),
+            relay: Some((addresses.proxy_client, port).into()),
+            target: (addresses.upstream, server.address().port()).into(),
         };
         run(workload, route, server, &|_| ())
     }

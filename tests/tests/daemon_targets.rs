@@ -17,7 +17,7 @@ use traffic_lab::packet::Family;
 use traffic_lab::process::Place;
 use traffic_lab::role::Role;
 use traffic_lab::topology::addresses;
-use traffic_lab::workload::{Route, Workload, run};
+use traffic_lab::workload::Workload;
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::daemon::{Home, pins};
 use traffic_tests::figures;
@@ -172,17 +172,12 @@ fn what_a_process_exchanges_before_it_is_found_in_a_cgroup_that_was_there_is_in_
         relay.wait_for_port(port, Duration::from_secs(60))?;
         relays.push(relay);
         let found = relays.len();
-        let route = Route {
-            client: &site.lab.client,
-            relay: Some((addresses(Family::Ipv4).proxy_client, port).into()),
-            target: (addresses(Family::Ipv4).upstream, server.address().port()).into(),
-        };
         // At first nothing of it is counted, and at last all.
-        run(&TRAFFIC, route, &server, &|_| ())?;
+        site.drive_through(port, &TRAFFIC, Family::Ipv4, &server)?;
         home.wait_until("it is found", |home| {
             home.times_in_log("became the target's, and is counted") == found
         })?;
-        run(&TRAFFIC, route, &server, &|_| ())?;
+        site.drive_through(port, &TRAFFIC, Family::Ipv4, &server)?;
     }
     drop(relays);
     let trace = capture.stop()?;

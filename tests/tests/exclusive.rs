@@ -12,8 +12,8 @@ use traffic_agent::kernel::{Counter, Options, Sample};
 use traffic_agent::target::Cgroup;
 use traffic_lab::packet::{Family, Packet};
 use traffic_lab::role::Role;
-use traffic_lab::topology::{LabTrace, addresses};
-use traffic_lab::workload::{Route, Server, Workload, run};
+use traffic_lab::topology::{CLIENT_DEVICE, LabTrace, addresses};
+use traffic_lab::workload::{Server, Workload};
 use traffic_lab::{CountedCgroup, Process, Stack};
 use traffic_tests::accounted::PAUSE;
 use traffic_tests::agent::Desk;
@@ -23,7 +23,7 @@ use traffic_tests::factory::Factory;
 use traffic_tests::figures::{self, Books};
 use traffic_tests::load::under_paced_load;
 use traffic_tests::moments::{SINK, assert_missing_in_gaps_only, burst, sink};
-use traffic_tests::site::{RELAY_PORT, SERVER_PORT, Site, any, tcp};
+use traffic_tests::site::{RELAY_PORT, Site, any, tcp};
 
 /// What a neighbour listens on, and what it talks to.
 const NEIGHBOUR_PORT: u16 = 11_720;
@@ -69,13 +69,7 @@ impl<'s> Neighbour<'s> {
     }
 
     fn drive(&self, family: Family) -> Result<()> {
-        let addresses = addresses(family);
-        let route = Route {
-            client: &self.site.lab.client,
-            relay: Some((addresses.proxy_client, NEIGHBOUR_PORT).into()),
-            target: (addresses.upstream, self.server.address().port()).into(),
-        };
-        run(&TRAFFIC, route, &self.server, &|_| ()).map(drop)
+        self.site.drive_through(NEIGHBOUR_PORT, &TRAFFIC, family, &self.server).map(drop)
     }
 }
 
@@ -227,6 +221,13 @@ fn a_unit_that_is_made_anew_is_held_first_and_counted_from_then_on() -> Result<(
         })?;
         let relay = relay(&site, &again, RELAY_PORT)?;
         site.drive(&TRAFFIC, if restart % 2 == 0 { Family::Ipv4 } else { Family::Ipv6 }, &server)?;
+        if restart == 0 {
+            // The names of interfaces are learnt from a living process, which is looked for once a second.
+            home.wait_until("its interfaces have their names", |home| {
+                let books = home.books("counted").unwrap_or_default();
+                books.keys().any(|key| key.interface == CLIENT_DEVICE)
+            })?;
+        }
         drop(relay);
         assert!(is_held(again.path())?, "{}", home.log());
         unit = Some(again);
@@ -409,13 +410,7 @@ fn several_cgroups_at_several_depths_are_counted_once_each() -> Result<()> {
     assert_eq!(programs(site.cgroup.path())?, 2);
     assert_eq!(programs(free.path())?, 2);
     for (port, family) in ports.into_iter().zip([Family::Ipv4, Family::Ipv6, Family::Ipv4]) {
-        let addresses = addresses(family);
-        let route = Route {
-            client: &site.lab.client,
-            relay: Some((addresses.proxy_client, port).into()),
-            target: (addresses.upstream, SERVER_PORT).into(),
-        };
-        run(&TRAFFIC, route, &server, &|_| ())?;
+        site.drive_through(port, &TRAFFIC, family, &server)?;
     }
     neighbour.drive(Family::Ipv6)?;
     let mut counted = counting.finish()?;

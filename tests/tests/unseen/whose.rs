@@ -156,7 +156,7 @@ fn the_agents_own_namespace_is_none_of_the_targets_once_that_has_one() -> Result
         let cgroups = [CountedCgroup::new("empty")?];
         let plan = plan(&site, &cgroups)?;
         let (report, syns) = own.run_in(|| -> Result<(TargetReport, u32)> {
-            // The cgroup has no process: until it has, the target is taken to be where the agent is.
+            // The cgroup has no process yet.
             let mut measurement = Measurement::start(&site.host, plan)?;
             let factory = Factory::start(&site.lab.proxy, &cgroups[0])?;
             let listener = factory.tcp_listener(any(PORT))?;

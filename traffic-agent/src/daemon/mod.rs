@@ -37,8 +37,8 @@ use crate::store::Store;
 use crate::target::Host;
 
 /// How often ports, interfaces and processes are looked at. What begins to listen in between is noticed by
-/// the program itself; what ends is taken out of the client leg with the second look after that. A process of a target that is
-/// found by processes may come to another cgroup without an event, and is found then.
+/// the program itself; what ends is taken out of the client leg with the second look after that. A process of a
+/// target that is found by processes may come to another cgroup without an event, and is found then.
 const FOLLOW: Duration = Duration::from_secs(30);
 /// How soon they are looked at in a cgroup that was just made: its processes are still to come.
 const FOLLOW_NEW: Duration = Duration::from_secs(1);

@@ -50,7 +50,7 @@ impl Entry<'_> {
 
     /// Whether it is found by processes, which no watch on cgroups tells of.
     pub fn is_found_by_processes(&self) -> bool {
-        !self.account.target().spec.selectors.iter().all(Value::is_of_cgroups)
+        !self.account.target().spec.is_of_cgroups()
     }
 
     /// Whether cgroups of these names may be its own.

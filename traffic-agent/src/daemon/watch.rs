@@ -22,7 +22,7 @@ pub struct Changes {
     pub names: Vec<OsString>,
     /// Those that came, each as often as it did.
     pub made: Vec<PathBuf>,
-    /// Events were lost, or part of the tree is not watched: anything may have changed.
+    /// Events were lost, so anything may have changed.
     pub overflowed: bool,
 }
 

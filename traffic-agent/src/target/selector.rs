@@ -29,17 +29,6 @@ pub enum Value {
     Pid(i32),
 }
 
-impl Value {
-    /// Whether nothing new can be its own without a cgroup that is made. Processes come to cgroups that have been
-    /// there all along.
-    pub fn is_of_cgroups(&self) -> bool {
-        match self {
-            Self::Unit(_) | Self::Cgroup(_) | Self::Container(_) => true,
-            Self::Process(_) | Self::Pid(_) => false,
-        }
-    }
-}
-
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -249,6 +238,15 @@ impl TargetSpec {
     /// The selectors in one text, such as `unit:xray.service,unit:xray2.service`.
     pub fn selector(&self) -> String {
         self.selectors.iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    /// Whether nothing new can be its own without a cgroup that is made. Processes come to cgroups that have been
+    /// there all along.
+    pub fn is_of_cgroups(&self) -> bool {
+        self.selectors.iter().all(|value| match value {
+            Value::Unit(_) | Value::Cgroup(_) | Value::Container(_) => true,
+            Value::Process(_) | Value::Pid(_) => false,
+        })
     }
 }
 

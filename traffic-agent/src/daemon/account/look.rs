@@ -25,7 +25,7 @@ impl Account<'_> {
     ) -> Result<Option<String>> {
         // After a look that went wrong, nothing is known of the time since the one before it; and who is found by
         // his processes may be anywhere, also where no cgroup was made.
-        let tells = self.covered && self.target.spec.selectors.iter().all(Value::is_of_cgroups);
+        let tells = self.covered && self.target.spec.is_of_cgroups();
         let known = if tells { self.looked.wall.max(silent_since) } else { self.looked.wall };
         let made = made.filter(|_| tells);
         let looked = self.look_since(now, known, made);
@@ -95,7 +95,7 @@ impl Account<'_> {
         done: Timestamp,
     ) -> (Event, SignedDuration) {
         let missed = done.duration_since(since);
-        let how = match self.target.spec.selectors.iter().all(Value::is_of_cgroups) {
+        let how = match self.target.spec.is_of_cgroups() {
             true => "was made anew",
             false => "became the target's",
         };
